@@ -1,0 +1,175 @@
+"""`limbeck train`: a student trained by a recipe, from what a teacher said about the text.
+
+Everything that can be known is checked before a model is loaded: the dataset against its manifest, the losses against
+the kind of signal, the tokenizer against the student's. A run that was killed goes on from its last complete
+checkpoint, with the same data in the same order; a run that had finished is not run again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainingArguments, set_seed
+
+from limbeck.data.tokenizer import load_tokenizer, tokenizer_digest
+from limbeck.distill.executor import Term
+from limbeck.distill.losses import get_loss
+from limbeck.distill.recipe import Recipe
+from limbeck.distill.student import DistilledStudent
+from limbeck.distill.trainer import DistillationTrainer, complete_checkpoints, drop_incomplete
+from limbeck.engines.transformers import load_model, quiet
+from limbeck.errors import UserError
+from limbeck.files import digest_of, read_json, write_json
+from limbeck.progress import bar, say
+from limbeck.signals.dataset import Expectation, SignalDataset, SignalRow
+from limbeck.settings import nearest
+
+RESULT = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training run left behind.
+
+    Attributes:
+        folder: holds the student (safetensors, configuration, tokenizer) and `training.json`.
+        history: what was logged: `step`, `loss`, and each loss by name, in nats a token.
+    """
+
+    folder: Path
+    history: tuple[dict[str, float], ...]
+
+
+def train(recipe: Recipe, title: str = "") -> TrainingResult:
+    """Train by `recipe`.
+
+    Raises:
+        UserError: something in the recipe can't be: an unknown loss or training argument, a loss that this signal
+            can't feed, another tokenizer or vocabulary than the dataset's, rows that are too long, or an output folder
+            that holds another run.
+    """
+    dataset = SignalDataset.open(recipe.dataset.train_dataset.disk_path)
+    terms = _terms(recipe, dataset.kind)
+    needs_teacher = any(get_loss(term.name).signals for term in terms)
+    identity = digest_of({"recipe": recipe.model_dump(mode="json", exclude={"output_path"}), "data": dataset.digest})
+    folder = recipe.output_path
+    if (finished := _finished(folder, identity)) is not None:
+        return finished
+
+    arguments, keep = _training_arguments(recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    digest = tokenizer_digest(tokenizer)
+    if digest != dataset.manifest.tokenizer_digest:
+        raise UserError(
+            f"{recipe.model}: this student's tokenizer ({digest[:12]}…) is not the one that "
+            f"{recipe.dataset.train_dataset.disk_path} was captured with ({dataset.manifest.tokenizer_digest[:12]}…). "
+            "Train a student with the teacher's tokenizer, or capture with the student's."
+        )
+    rows = _Rows(dataset, recipe.sequence_length, decode=needs_teacher)
+    set_seed(arguments.seed)
+    with quiet():
+        student = load_model(recipe.model, device="cpu", dtype=torch.float32).train()
+    if student.config.vocab_size != dataset.manifest.vocabulary:
+        raise UserError(
+            f"{recipe.model}: a vocabulary of {student.config.vocab_size}, but the signals in "
+            f"{recipe.dataset.train_dataset.disk_path} are over {dataset.manifest.vocabulary}."
+        )
+
+    drop_incomplete(Path(arguments.output_dir))
+    checkpoints = complete_checkpoints(Path(arguments.output_dir))
+    done = int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0
+    if done:
+        say(f"Going on from step {done}")
+    with bar(title or f"training {folder.name}", _steps(arguments, len(rows)), done) as shown:
+        trainer = DistillationTrainer(
+            DistilledStudent(student, terms, needs_teacher=needs_teacher),
+            arguments, rows, tokenizer, recipe.optimizer, keep, shown,
+        )  # fmt: skip
+        trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    history = tuple(entry for entry in trainer.state.log_history if "loss" in entry)
+    student.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_json(
+        folder / RESULT,
+        {"identity": identity, "recipe": recipe.model_dump(mode="json"), "data": dataset.digest, "history": history},
+    )
+    return TrainingResult(folder, history)
+
+
+def _finished(folder: Path, identity: str) -> TrainingResult | None:
+    if not (folder / RESULT).exists():
+        return None
+    result = read_json(folder / RESULT)
+    if result["identity"] != identity:
+        raise UserError(
+            f"{folder}: holds the result of another recipe or dataset. Choose another output_path, or remove the folder."
+        )
+    say(f"{folder}: this recipe is trained already; nothing to do")
+    return TrainingResult(folder, tuple(result["history"]))
+
+
+def _terms(recipe: Recipe, kind: str) -> list[Term]:
+    terms = []
+    for index, settings in enumerate(recipe.loss_functions):
+        loss = get_loss(settings.function)
+        if loss.signals and kind not in loss.signals:
+            raise UserError(
+                f"loss_functions.{index}.function: {loss.name!r} is not defined on a {kind!r} signal "
+                f"(only on {', '.join(loss.signals)})."
+            )
+        terms.append(Term.of(loss, settings.weight, settings.temperature))
+    if len({term.name for term in terms}) < len(terms):
+        raise UserError("loss_functions: each loss can stand in a recipe once.")
+    return terms
+
+
+def _training_arguments(recipe: Recipe) -> tuple[TrainingArguments, int]:
+    """Return the arguments for the trainer, and how many checkpoints to keep."""
+    given: dict[str, Any] = dict(recipe.training_args)
+    keep = max(1, int(given.pop("save_total_limit", 1)))
+    known = list(TrainingArguments.__dataclass_fields__)
+    for name in given:
+        if name not in known:
+            raise UserError(f"training_args.{name}: transformers.TrainingArguments has no such argument.{nearest(name, known)}")
+    defaults = {
+        "output_dir": str(recipe.output_path / "checkpoints"),
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": False,
+        "logging_steps": 10,
+    }
+    try:
+        return TrainingArguments(**{**defaults, **given}), keep
+    except (ValueError, TypeError) as error:
+        raise UserError(f"training_args: {str(error).splitlines()[0]}") from error
+
+
+def _steps(arguments: TrainingArguments, rows: int) -> int:
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return max(1, int(rows // rows_a_step * arguments.num_train_epochs))
+
+
+class _Rows(Dataset[SignalRow]):
+    """The dataset's rows, with their lengths checked, and decoded only if a loss needs the teacher."""
+
+    def __init__(self, dataset: SignalDataset, longest: int, *, decode: bool) -> None:
+        self.dataset = dataset
+        self.decode = decode
+        too_long = next((index for index, length in enumerate(dataset.lengths) if length > longest), None)
+        if too_long is not None:
+            raise UserError(
+                f"sequence_length: row {too_long} of the dataset has {dataset.lengths[too_long]} tokens, more than "
+                f"{longest}. Raise sequence_length, or capture shorter rows."
+            )
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> SignalRow:
+        return self.dataset.row(index, decode=self.decode)

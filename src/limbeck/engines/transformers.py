@@ -1,0 +1,125 @@
+"""Models of the `transformers` library, on any device it knows: loading, hidden states, and greedy answers.
+
+Loading never runs code from a repository and takes safetensors only: a pickle checkpoint is refused by name.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from limbeck.errors import UserError
+from limbeck.signals.types import OutputHead
+
+PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "model.ckpt", "model.pkl")
+
+
+def load_model(
+    name: str | Path, *, revision: str | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode.
+
+    Args:
+        name: a local folder or a repository.
+        revision: of the repository.
+        device: where to put it.
+        dtype: of the weights; float32 when absent and the device is a CPU (which computes bfloat16 slowly), the
+            checkpoint's own otherwise.
+
+    Raises:
+        UserError: there is no such model, it is a pickle checkpoint, or its files are not what they say.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        _check_folder(folder)
+    if dtype is None and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                str(name), config=config, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{name}: no model can be loaded from here ({first_line}).") from error
+    return model.to(device).eval()
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder}: no config.json here. Name a folder that holds a transformers model.")
+    if not any(folder.glob("*.safetensors")):
+        pickled = [name for name in PICKLES if (folder / name).exists()] or [p.name for p in folder.glob("*.bin")]
+        if pickled:
+            raise UserError(
+                f"{folder / pickled[0]}: a pickle checkpoint, which can run code when it is loaded. "
+                "Save the model as safetensors (save_pretrained does)."
+            )
+        raise UserError(f"{folder}: no *.safetensors file here. Save the model with save_pretrained.")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the library's own progress bars and warnings: Limbeck says itself what matters."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def final_hidden(model: PreTrainedModel, ids_BT: Tensor, attention_BT: Tensor | None = None) -> Tensor:
+    """Return the final hidden states `[B, T, D]` (after the last norm): what the output head is applied to."""
+    return model.get_decoder()(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False).last_hidden_state
+
+
+def output_head(model: PreTrainedModel) -> OutputHead:
+    """Return the model's output head; its tensors are the model's own, not copies.
+
+    Raises:
+        UserError: the head is not one linear layer.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"{type(model).__name__}: the output head is a {type(head).__name__}, not one linear layer.")
+    return OutputHead(head.weight, head.bias, getattr(model.config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def answer_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+) -> Iterator[str]:
+    """Yield the greedy continuation of each prompt (token ids), as text without special tokens, in order.
+
+    Prompts are padded on the left and run in batches with a key-value cache, until the end-of-text token.
+    """
+    settings: dict[str, Any] = {
+        "do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True,
+        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
+    }  # fmt: skip
+    for first in range(0, len(prompts), batch_size):
+        batch = prompts[first : first + batch_size]
+        width = max(len(prompt) for prompt in batch)
+        ids = torch.full((len(batch), width), tokenizer.pad_token_id)
+        attention = torch.zeros_like(ids)
+        for row, prompt in enumerate(batch):
+            ids[row, width - len(prompt) :] = torch.tensor(prompt)
+            attention[row, width - len(prompt) :] = 1
+        with quiet():
+            written = model.generate(ids.to(model.device), attention_mask=attention.to(model.device), **settings)
+        yield from tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)

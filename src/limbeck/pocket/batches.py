@@ -1,0 +1,69 @@
+"""What the pocket teacher is trained on: windows of text, and exercises one a row.
+
+Batch `s` is a function of (seed, s) alone, so training can stop anywhere and go on at the same data.
+
+Loss on a text window counts every token; loss on an exercise counts the answer only. (At this size, rows packed with
+several exercises and loss on everything teach almost nothing in minutes.)
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from limbeck.data.chat import TokenRow, exchange_row
+from limbeck.pocket.corpus import Document
+from limbeck.pocket.exercises import Family, all_families
+from limbeck.seeds import derive_random, derive_seed
+
+IGNORED = -100  # the label of a position that is not trained
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids `[B, T]` and labels `[B, T]`; label `t` is the token that position `t` should predict, or `IGNORED`."""
+
+    ids: Tensor
+    labels: Tensor
+
+
+def token_stream(tokenizer: PreTrainedTokenizerBase, documents: tuple[Document, ...]) -> NDArray[np.int32]:
+    """Return the ids of all documents, each followed by the end-of-text token."""
+    encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
+    return np.concatenate([np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
+
+
+def text_windows(stream: NDArray[np.int32], *, seed: int, step: int, rows: int, length: int) -> Batch:
+    """Draw `rows` windows of `length` predictions from anywhere in the stream."""
+    generator = np.random.default_rng(derive_seed(seed, "text", step))
+    starts = generator.integers(0, len(stream) - length - 1, size=rows)
+    windows = torch.from_numpy(np.stack([stream[start : start + length + 1] for start in starts]).astype(np.int64))
+    return Batch(windows[:, :-1], windows[:, 1:])
+
+
+def exercise_row(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> TokenRow:
+    """Return the chat row of one exercise and its declared answer line."""
+    return exchange_row(tokenizer, prompt, f"Answer: {answer}")
+
+
+def exercise_batch(
+    tokenizer: PreTrainedTokenizerBase, *, seed: int, step: int, rows: int, families: list[Family] | None = None
+) -> Batch:
+    """Draw `rows` exercises for training, the families in turn, padded on the right."""
+    taught = families or all_families()
+    drawn: list[TokenRow] = []
+    for row in range(rows):
+        family = taught[(step * rows + row) % len(taught)]
+        item = family.draw_for_training(derive_random(seed, "exercise", step, row))
+        drawn.append(exercise_row(tokenizer, item.prompt, item.answer.written()))
+    width = max(len(row.ids) for row in drawn)
+    ids = torch.full((rows, width), tokenizer.pad_token_id)
+    labels = torch.full((rows, width), IGNORED)
+    for index, row in enumerate(drawn):
+        ids[index, : len(row.ids)] = torch.tensor(row.ids)
+        targets = [token if trained else IGNORED for token, trained in zip(row.ids, row.trained, strict=True)]
+        labels[index, : len(row.ids) - 1] = torch.tensor(targets[1:])
+    return Batch(ids, labels)

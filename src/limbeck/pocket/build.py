@@ -1,0 +1,156 @@
+"""`limbeck pocket build`: train the pocket teacher from scratch, resumably, on any device.
+
+Matrices of hidden layers are trained by Muon, everything else by AdamW, on one schedule: warm-up, constant, linear
+decay to zero. A killed build goes on from its last checkpoint and, on a CPU, ends with the same bytes.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from limbeck.data.tokenizer import train_tokenizer
+from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
+from limbeck.files import digest_of, publish, read_json, write_json
+from limbeck.pocket.batches import IGNORED, Batch, exercise_batch, text_windows, token_stream
+from limbeck.pocket.corpus import Corpus, load_corpus
+from limbeck.pocket.exercises import all_families
+from limbeck.pocket.recipe import Shape, TeacherRecipe
+from limbeck.progress import bar, say
+from limbeck.seeds import derive_random, derive_seed
+
+
+@dataclass(frozen=True)
+class Built:
+    """A trained teacher, with what its card reports about the training."""
+
+    model: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerBase
+    curve: tuple[tuple[int, float, float], ...]  # (step, text loss, exercise loss), in nats a token
+    seconds: float
+
+
+def new_model(shape: Shape, vocabulary: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """Return an untrained model whose weights depend on shape and seed alone."""
+    torch.manual_seed(derive_seed(seed, "weights") % 2**63)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.mlp_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.key_value_heads,
+        max_position_embeddings=shape.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        initializer_range=shape.hidden_size**-0.5 / 2,
+    )
+    return LlamaForCausalLM(config)
+
+
+def make_tokenizer(recipe: TeacherRecipe, corpus: Corpus) -> PreTrainedTokenizerBase:
+    """Train the tokenizer on the training documents and on exercises as they will be asked."""
+    families = all_families()
+
+    def exercises() -> list[str]:
+        texts = []
+        for index in range(recipe.tokenizer_exercises):
+            family = families[index % len(families)]
+            item = family.draw_for_training(derive_random(recipe.seed, "tokenizer", index))
+            texts.append(f"{item.prompt}\nAnswer: {item.answer.written()}\n")
+        return texts
+
+    texts = [document.text for document in corpus.documents["train"]] + exercises()
+    return train_tokenizer(texts, recipe.vocabulary, recipe.shape.context)
+
+
+def build(recipe: TeacherRecipe, work: Path, device: str = "cpu") -> Built:
+    """Train by `recipe`, with checkpoints in `work`; a build that stopped there before is continued.
+
+    A checkpoint of another recipe or another corpus is not continued: the build starts anew beside it.
+    """
+    corpus = load_corpus()
+    identity = digest_of({"recipe": recipe.model_dump(), "corpus": corpus.digest})
+    folder = work / f"teacher-{identity[:12]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"Building the pocket teacher in {folder}")
+
+    tokenizer = make_tokenizer(recipe, corpus)
+    stream = token_stream(tokenizer, corpus.documents["train"])
+    model = new_model(recipe.shape, recipe.vocabulary, tokenizer, recipe.seed).to(device)
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(stream):,} tokens of text")
+    optimizer = MuonAdamW(split_by_role(model, recipe.weight_decay), lr=recipe.learning_rate)
+
+    curve: list[tuple[int, float, float]] = []
+    seconds = 0.0
+    first = 0
+    if (folder / "progress.json").exists():
+        progress = read_json(folder / "progress.json")
+        first, seconds = progress["step"], progress["seconds"]
+        curve = [(step, text, exercise) for step, text, exercise in progress["curve"]]
+        state = torch.load(folder / f"state-{first}.pt", map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        say(f"Going on from step {first}")
+
+    model.train()
+    with bar("training the teacher", recipe.steps, first) as shown:
+        for step in range(first, recipe.steps):
+            started = time.perf_counter()
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * _schedule(step, recipe)
+            text = text_windows(stream, seed=recipe.seed, step=step, rows=recipe.text_rows, length=recipe.text_length)
+            exercises = exercise_batch(tokenizer, seed=recipe.seed, step=step, rows=recipe.exercise_rows)
+            text_loss = _loss(model, text, device)
+            text_loss.backward()  # type: ignore[no-untyped-call]
+            exercise_loss = _loss(model, exercises, device)
+            exercise_loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            seconds += time.perf_counter() - started
+            if step % 10 == 0:
+                curve.append((step, text_loss.item(), exercise_loss.item()))
+            shown.advance(note=f"text {text_loss.item():.3f}  exercises {exercise_loss.item():.3f}")
+            if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
+                _save(folder, step + 1, model, optimizer, curve, seconds)
+    return Built(model.eval(), tokenizer, tuple(curve), seconds)
+
+
+def _schedule(step: int, recipe: TeacherRecipe) -> float:
+    """Return the factor of the learning rate at `step`: warm-up, constant, then linear decay to 0."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup_steps))
+    decay_steps = max(1, round(recipe.steps * recipe.decay_share))
+    return warm * min(1.0, (recipe.steps - step) / decay_steps)
+
+
+def _loss(model: LlamaForCausalLM, batch: Batch, device: str) -> Tensor:
+    """Mean cross-entropy over the trained positions; only those go through the head."""
+    hidden = model.model(batch.ids.to(device)).last_hidden_state
+    labels = batch.labels.to(device)
+    counted = labels != IGNORED
+    return F.cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted])
+
+
+def _save(
+    folder: Path,
+    step: int,
+    model: LlamaForCausalLM,
+    optimizer: torch.optim.Optimizer,
+    curve: list[tuple[int, float, float]],
+    seconds: float,
+) -> None:
+    """Publish the state, then the pointer to it, then drop the state before: a kill leaves a whole checkpoint."""
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    with publish(folder / f"state-{step}.pt") as temporary:
+        torch.save(state, temporary)
+    write_json(folder / "progress.json", {"step": step, "seconds": seconds, "curve": curve})
+    for old in folder.glob("state-*.pt"):
+        if old.name != f"state-{step}.pt":
+            old.unlink()

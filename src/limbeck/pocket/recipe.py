@@ -1,0 +1,46 @@
+"""How the pocket teacher is made: the recipe that `limbeck pocket build` follows and the model card repeats."""
+
+from pydantic import Field
+
+from limbeck.settings import Settings
+
+
+class Shape(Settings):
+    """A Llama-architecture decoder."""
+
+    hidden_size: int = Field(192, gt=0)
+    layers: int = Field(5, gt=0)
+    heads: int = Field(6, gt=0)
+    key_value_heads: int = Field(2, gt=0)
+    mlp_size: int = Field(512, gt=0)
+    context: int = Field(512, gt=0, description="longest input, in tokens")
+
+
+class TeacherRecipe(Settings):
+    """Every choice that decides what the pocket teacher becomes."""
+
+    seed: int = 1
+    vocabulary: int = Field(4096, ge=300)
+    tokenizer_exercises: int = Field(40_000, ge=0, description="exercises mixed into the tokenizer's training text")
+    shape: Shape = Shape()
+    steps: int = Field(3600, gt=0)
+    text_rows: int = Field(4, gt=0, description="text windows a step")
+    text_length: int = Field(512, gt=0, description="predictions in a text window")
+    exercise_rows: int = Field(128, gt=0, description="exercises a step")
+    learning_rate: float = Field(8e-3, gt=0)
+    weight_decay: float = Field(0.05, ge=0)
+    warmup_steps: int = Field(60, ge=0)
+    decay_share: float = Field(0.4, gt=0, le=1, description="last share of the steps, in which the rate falls to 0")
+    checkpoint_every: int = Field(100, gt=0)
+
+
+QUICK = TeacherRecipe(
+    shape=Shape(hidden_size=96, layers=3, heads=3, key_value_heads=1, mlp_size=256, context=512),
+    tokenizer_exercises=4_000,
+    steps=150,
+    text_rows=4,
+    text_length=128,
+    exercise_rows=32,
+    warmup_steps=15,
+    checkpoint_every=50,
+)

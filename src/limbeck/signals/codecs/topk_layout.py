@@ -1,0 +1,102 @@
+"""What the bits of codec `topk` mean in numbers: the tables that encoder and decoder share.
+
+Solved once in float64 for a description and a vocabulary, and cached.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from limbeck.signals.codecs.topk_prefix import PrefixCodes, prefix_codes
+from limbeck.signals.codecs.topk_spec import TopkSpec
+
+GROUP = 32  # positions that share one byte-aligned run of bits
+COUNT_ORDER, BASE_ORDER = 3, 2  # of the Exp-Golomb codes for the number of entries and for the base level
+CODE_BITS = 6  # which prefix code
+TAIL_BITS, TAIL_CENTRE, TAIL_STEPS = 12, 2048, 64  # log2(tail / head) = (code - centre) / steps; code 0: no tail
+RATIO_BITS = 10
+RATIO_TOP = (1 << RATIO_BITS) - 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Tables of one description over one vocabulary.
+
+    Attributes:
+        vocabulary: V.
+        cap: the most entries a position has: the smaller of the description's and V.
+        with_base: whether positions say at which level theirs start.
+        rice: int64 `[cap + 1]`, raw bits of a gap between sorted ids, by number of entries.
+        codes: the prefix codes for levels.
+        low: float64 `[L]`, the least probability of each level.
+        high: float64 `[L]`, the greatest.
+        centre: float64 `[L]`, the mean of a level under a density that falls with the square of the probability.
+        ratios: the temperatures other than 1.
+    """
+
+    vocabulary: int
+    cap: int
+    with_base: bool
+    rice: NDArray[np.int64]
+    codes: PrefixCodes
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    centre: NDArray[np.float64]
+    ratios: tuple[float, ...]
+
+
+@lru_cache(maxsize=16)
+def layout_of(spec: TopkSpec, vocabulary: int) -> Layout:
+    """Return the tables of `spec` over a vocabulary of this size."""
+    cap = min(spec.cap, vocabulary)
+    levels = int((1 - spec.origin) / spec.width) + 2
+    edges = np.minimum(spec.origin + spec.width * np.arange(levels + 1), 1.0) ** (1 / spec.power)
+    low, high = edges[:-1].copy(), edges[1:].copy()
+    high = np.maximum(high, np.nextafter(low, 2.0))
+    inner = np.where(low > 0, low, high / 4)
+    centre = np.log(high / inner) / (1 / inner - 1 / high)
+    centre = np.clip(np.where(np.isfinite(centre), centre, low), low, high)
+    return Layout(
+        vocabulary=vocabulary,
+        cap=cap,
+        with_base=spec.select != "threshold",
+        rice=np.array([rice_bits(count, vocabulary) for count in range(cap + 1)], dtype=np.int64),
+        codes=prefix_codes(),
+        low=low,
+        high=high,
+        centre=centre,
+        ratios=tuple(temperature for temperature in spec.temperatures if temperature != 1.0),
+    )
+
+
+def rice_bits(count: int, vocabulary: int) -> int:
+    """Return the raw bits of a Rice code for the gaps of `count` sorted ids out of `vocabulary`.
+
+    The best choice for geometric gaps of mean `m = (V - k) / (k + 1)` is the greatest b with `2 ** b <= 0.9624 m`
+    (Kiely, "Selecting the Golomb parameter in Rice coding", 2004); 0 where there is none.
+    """
+    bits = 0
+    while (1 << (bits + 1)) * 10000 * (count + 1) <= 9624 * (vocabulary - count):
+        bits += 1
+    return bits
+
+
+def ratio_spans(temperatures: tuple[float, ...], rest_N: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return `[N, S]`, the greatest `log tail_T - log(tail) / T` that a tail of `rest_N` tokens can have.
+
+    `tail_T` is the sum of `p ** (1 / T)` over the tail. By convexity the difference lies between 0 (one token has all)
+    and `(1 - 1 / T) * log(rest)` (all are equal), which is negative for T below 1.
+    """
+    log_rest = np.log(np.maximum(rest_N, 1).astype(np.float64))
+    return np.stack([(1 - 1 / t) * log_rest for t in temperatures], -1) if temperatures else np.zeros((len(rest_N), 0))
+
+
+def tail_logs() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the logarithms of tail mass and of head mass for each of the 4,096 tail codes."""
+    odds = (np.arange(1 << TAIL_BITS) - TAIL_CENTRE) / TAIL_STEPS * math.log(2)
+    log_tail, log_head = -np.logaddexp(0, -odds), -np.logaddexp(0, odds)
+    log_tail[0], log_head[0] = -np.inf, 0.0
+    return log_tail, log_head

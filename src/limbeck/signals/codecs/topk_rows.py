@@ -1,0 +1,112 @@
+"""A row of codec `topk` as one string of bytes: a short header, then its groups of positions.
+
+    varint: the most entries that any position of the row has
+    varint for each group of up to 32 positions: its bytes
+    the groups, one after the other
+
+A varint holds seven bits a byte, the lowest first; the top bit says that another byte follows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from limbeck.errors import IntegrityError
+from limbeck.signals.codecs.columns import Column, Integers, offsets_of
+from limbeck.signals.codecs.topk_layout import GROUP
+
+GROUPS_A_THREAD = 32
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How rows are cut into groups.
+
+    Attributes:
+        positions: int64 `[G + 1]`; group g is positions `positions[g]..positions[g + 1]`.
+        rows: int64 `[R + 1]`; row r is groups `rows[r]..rows[r + 1]`.
+    """
+
+    positions: Integers
+    rows: Integers
+
+
+def groups_of(lengths: Sequence[int]) -> Groups:
+    """Return the groups of rows of these lengths."""
+    sizes: list[int] = []
+    rows = [0]
+    for length in lengths:
+        whole, part = divmod(length, GROUP)
+        sizes += [GROUP] * whole + [part] * (part > 0)
+        rows.append(len(sizes))
+    return Groups(offsets_of(sizes), np.array(rows, dtype=np.int64))
+
+
+def join_rows(encoded: Sequence[bytes], groups: Groups, counts_N: Integers) -> Column:
+    """Return the column of rows whose groups are `encoded` and whose positions have `counts_N` entries."""
+    strings = []
+    for first, last in zip(groups.rows[:-1].tolist(), groups.rows[1:].tolist(), strict=True):
+        most = counts_N[groups.positions[first] : groups.positions[last]].max(initial=0)
+        parts = encoded[first:last]
+        strings.append(b"".join([_varint(int(most)), *(_varint(len(part)) for part in parts), *parts]))
+    data = np.frombuffer(b"".join(strings), dtype=np.uint8)
+    return Column(data, offsets_of([len(string) for string in strings]))
+
+
+def find_groups(column: Column, groups: Groups, cap: int) -> tuple[Integers, Integers, int]:
+    """Return where in `column.data` each group begins and ends, and the most entries of any position.
+
+    Raises:
+        IntegrityError: a header does not fit its row; the row is named.
+    """
+    begins: list[int] = []
+    ends: list[int] = []
+    width = 0
+    for row, (first, last) in enumerate(zip(groups.rows[:-1].tolist(), groups.rows[1:].tolist(), strict=True)):
+        start, stop = int(column.offsets[row]), int(column.offsets[row + 1])
+        numbers = _varints(column.data[start:stop].data)
+        most, at = next(numbers, (cap + 1, 0))
+        sizes = []
+        for _ in range(last - first):
+            size, at = next(numbers, (stop, at))
+            sizes.append(size)
+        if most > cap or at + sum(sizes) != stop - start:
+            raise IntegrityError(f"codec topk: row {row}: {stop - start} bytes do not hold {last - first} groups of positions.")
+        width = max(width, most)
+        for size in sizes:
+            begins.append(start + at)
+            at += size
+            ends.append(start + at)
+    return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64), width
+
+
+def in_threads(work: Callable[[int, int], int], groups: int) -> list[int]:
+    """Call `work(first, last)` on ranges that make up all groups, in as many threads as torch uses; return what it says."""
+    threads = max(1, min(torch.get_num_threads(), groups // GROUPS_A_THREAD))
+    edges = [groups * part // threads for part in range(threads + 1)]
+    if threads == 1:
+        return [work(0, groups)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, edges[:-1], edges[1:]))
+
+
+def _varint(number: int) -> bytes:
+    low: list[int] = []
+    while number >= 0x80:
+        low.append(number & 0x7F | 0x80)
+        number >>= 7
+    return bytes([*low, number])
+
+
+def _varints(data: memoryview) -> Iterator[tuple[int, int]]:
+    """Yield the numbers at the start of `data`, each with where the next one begins."""
+    number, shift = 0, 0
+    for index, byte in enumerate(data):
+        number |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            yield number, index + 1
+            number, shift = 0, 0

@@ -1,0 +1,118 @@
+"""What a teacher says about the next token: the five kinds of signal.
+
+Position `t` of a signal describes the distribution of token `t + 1` given tokens `0..t`. Leading dimensions are any
+(`[B, T]` for a batch of rows, `[N]` for positions gathered from one); the last one is the kind's own. `mask` is True
+where the signal says something; what the other tensors hold elsewhere means nothing, and may be NaN.
+
+Log-probabilities are natural and float32 unless a codec says otherwise. `-inf` is a legal log-probability and means
+"absent": a teacher that returned fewer than K entries fills up with `-inf`.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeAlias, TypeVar
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OutputHead:
+    """The matrix (and bias and soft-cap) that turns final hidden states into logits.
+
+    Attributes:
+        weight: `[V, D]`.
+        bias: `[V]`, or None.
+        soft_cap: logits become `soft_cap * tanh(logits / soft_cap)` where it is set.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    soft_cap: float | None = None
+
+
+@dataclass(frozen=True)
+class DenseSignal:
+    """Log-probabilities of the whole vocabulary, `[..., V]`."""
+
+    logprobs: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class HiddenSignal:
+    """Final hidden states `[..., D]` (after the last norm) and the head that makes logits of them."""
+
+    hidden: Tensor
+    head: OutputHead
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class TopkSignal:
+    """The K most probable tokens, and what is known of the rest.
+
+    Attributes:
+        ids: `[..., K]`, distinct token ids, sorted by falling probability; where `logprobs` is `-inf` the id is void.
+        logprobs: `[..., K]`, at temperature 1, never renormalised.
+        log_tail_mass: `[...]`, log of the mass of all tokens that are not among the K, at temperature 1.
+        log_normalisers: `[..., S]`, `log sum_v exp(logprob_v / T)` over the whole vocabulary for each of
+            `temperatures`; with it the probability of a stored token, and of the tail, is exact at these T.
+        temperatures: the S temperatures, ascending.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    log_tail_mass: Tensor
+    log_normalisers: Tensor
+    temperatures: tuple[float, ...]
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class SampledSignal:
+    """Tokens drawn from the teacher: `sum_k weights_k f(ids_k)` is an unbiased estimate of `E_p[f]`.
+
+    Attributes:
+        ids: `[..., K]`, distinct; where the weight is 0 the id is void.
+        weights: `[..., K]`, non-negative importance weights.
+        logprobs: `[..., K]`, the teacher's own log-probabilities of these tokens.
+    """
+
+    ids: Tensor
+    weights: Tensor
+    logprobs: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class TokenSignal:
+    """The teacher's log-probability of the token that the text goes on with, `[...]`."""
+
+    logprobs: Tensor
+    mask: Tensor
+
+
+TeacherSignal: TypeAlias = DenseSignal | HiddenSignal | TopkSignal | SampledSignal | TokenSignal
+Signal = TypeVar("Signal", DenseSignal, HiddenSignal, TopkSignal, SampledSignal, TokenSignal)
+
+KINDS: dict[str, type] = {
+    "dense": DenseSignal,
+    "hidden": HiddenSignal,
+    "topk": TopkSignal,
+    "sampled": SampledSignal,
+    "token": TokenSignal,
+}
+
+
+def kind_of(signal: TeacherSignal) -> str:
+    """Return the name of a signal's kind, as recipes and manifests spell it."""
+    return next(name for name, kind in KINDS.items() if isinstance(signal, kind))
+
+
+def at(signal: Signal, index: Tensor | slice | tuple[Tensor | slice, ...]) -> Signal:
+    """Return the signal at the positions that `index` selects from its leading dimensions."""
+    selected = {
+        field.name: value[index]
+        for field in fields(signal)
+        if isinstance(value := getattr(signal, field.name), Tensor)
+    }
+    return replace(signal, **selected)
