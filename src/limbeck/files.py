@@ -34,7 +34,7 @@ def publish(target: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         if error.errno == errno.ENOSPC:
             raise LimbeckError(
                 f"{target}: no space left on the disk; nothing was left half-written. Free space in {target.parent}, then run again."
@@ -43,8 +43,13 @@ def publish(target: Path) -> Iterator[Path]:
             raise UserError(f"{target}: cannot be written ({error.strerror}). Choose another output folder.") from error
         raise
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise
+
+
+def _discard(temporary: Path) -> None:
+    if temporary.exists():  # False, not an error, where a part of the path is no folder
+        temporary.unlink()
 
 
 def write_text(target: Path, text: str) -> None:

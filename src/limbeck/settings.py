@@ -31,6 +31,15 @@ def load_settings(path: Path, model: type[Model], overrides: Sequence[str] = ())
         UserError: the file is missing or not YAML, a key is unknown (the nearest valid one is named), or a value is
             not what the key takes; the message names file and key.
     """
+    return validate_settings(with_overrides(read_yaml(path), overrides), model, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys and values.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds something else.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -41,7 +50,7 @@ def load_settings(path: Path, model: type[Model], overrides: Sequence[str] = ())
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from error
     if not isinstance(data, dict):
         raise UserError(f"{path}: expected keys and values at the top level, found {type(data).__name__}.")
-    return validate_settings(with_overrides(data, overrides), model, str(path))
+    return data
 
 
 def validate_settings(data: dict[str, Any], model: type[Model], source: str) -> Model:

@@ -17,13 +17,12 @@ def capture(
     device: Annotated[str, typer.Option(help="Where the teacher runs.")] = "cpu",
 ) -> None:
     """Capture a teacher's next-token distributions; stopped, the same command goes on at the first missing shard."""
-    from limbeck.data.capture import capture_file
+    from limbeck.data.capture import capture_file, read_codec
     from limbeck.pocket.world import resolve
-    from limbeck.signals.codecs import load_codec
 
     folder = capture_file(
         resolve(model), dataset, output,
-        codec=load_codec(compression_config), revision=revision, sequence_length=sequence_length,
+        codec=read_codec(compression_config), revision=revision, sequence_length=sequence_length,
         batch_tokens=batch_tokens, device=device, name=model,
     )  # fmt: skip
     typer.echo(folder)

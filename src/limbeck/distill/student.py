@@ -34,7 +34,7 @@ class DistilledStudent(nn.Module):
         """Return the loss and each term's mean, both over `denominator` tokens; see `executor.total_loss`."""
         counted_BT = batch.counted
         hidden_BTD = final_hidden(self.student, batch.input_ids, batch.attention_mask)
-        teacher = at(batch.signal, counted_BT) if self.needs_teacher else None  # type: ignore[type-var]
+        teacher = at(batch.signal, counted_BT) if self.needs_teacher and batch.signal is not None else None
         positions = Positions(hidden_BTD[counted_BT], batch.targets[counted_BT], teacher)
         return total_loss(positions, output_head(self.student), self.terms, denominator)
 

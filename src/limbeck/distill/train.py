@@ -23,7 +23,7 @@ from limbeck.engines.transformers import load_model, quiet
 from limbeck.errors import UserError
 from limbeck.files import digest_of, read_json, write_json
 from limbeck.progress import bar, say
-from limbeck.signals.dataset import Expectation, SignalDataset, SignalRow
+from limbeck.signals.dataset import SignalDataset, SignalRow
 from limbeck.settings import nearest
 
 RESULT = "training.json"
@@ -85,7 +85,7 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
     with bar(title or f"training {folder.name}", _steps(arguments, len(rows)), done) as shown:
         trainer = DistillationTrainer(
             DistilledStudent(student, terms, needs_teacher=needs_teacher),
-            arguments, rows, tokenizer, recipe.optimizer, keep, shown,
+            arguments, rows, dataset.lengths.tolist(), tokenizer, recipe.optimizer, keep, shown,
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     history = tuple(entry for entry in trainer.state.log_history if "loss" in entry)
@@ -161,11 +161,10 @@ class _Rows(Dataset[SignalRow]):
     def __init__(self, dataset: SignalDataset, longest: int, *, decode: bool) -> None:
         self.dataset = dataset
         self.decode = decode
-        too_long = next((index for index, length in enumerate(dataset.lengths) if length > longest), None)
-        if too_long is not None:
+        if dataset.longest > longest:
             raise UserError(
-                f"sequence_length: row {too_long} of the dataset has {dataset.lengths[too_long]} tokens, more than "
-                f"{longest}. Raise sequence_length, or capture shorter rows."
+                f"sequence_length: the dataset has a row of {dataset.longest} tokens, more than {longest}. "
+                "Raise sequence_length, or capture shorter rows."
             )
 
     def __len__(self) -> int:

@@ -6,6 +6,7 @@ complete ones are kept; each loss is logged by its name.
 """
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
 from limbeck.distill.recipe import OptimizerSettings
+from limbeck.distill.sampling import LengthGroupedOrder
 from limbeck.distill.student import DistilledStudent
 from limbeck.errors import LimbeckError
 from limbeck.files import write_json
@@ -35,6 +37,7 @@ class DistillationTrainer(Trainer):
         model: the student with its losses.
         args: the training arguments.
         train_dataset: map-style, of signal rows.
+        row_lengths: tokens of each row.
         tokenizer: saved beside the weights.
         optimizer_settings: Muon with AdamW where given, else the optimizer that `args.optim` names.
         keep: how many checkpoints to keep.
@@ -46,12 +49,14 @@ class DistillationTrainer(Trainer):
         model: DistilledStudent,
         args: TrainingArguments,
         train_dataset: Dataset[Any],
+        row_lengths: Sequence[int],
         tokenizer: PreTrainedTokenizerBase,
         optimizer_settings: OptimizerSettings | None,
         keep: int,
         bar: Bar,
     ) -> None:
         self.optimizer_settings = optimizer_settings
+        self.row_lengths = row_lengths
         self.keep = keep
         self._sums: dict[str, Tensor] = {}
         self._steps = 0
@@ -76,6 +81,15 @@ class DistillationTrainer(Trainer):
             groups = split_by_role(self.model if model is None else model, settings.weight_decay)
             self.optimizer = MuonAdamW(groups, lr=self.args.learning_rate, momentum=settings.momentum)
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedOrder:
+        """Order rows by seed and epoch alone; `train_sampling_strategy: group_by_length` keeps padding small."""
+        return LengthGroupedOrder(
+            self.row_lengths,
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            self.args.data_seed if self.args.data_seed is not None else self.args.seed,
+            grouped=self.args.train_sampling_strategy == "group_by_length",
+        )
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, SignalBatch]], device: torch.device) -> Tensor:
         """Count the tokens that are trained in this optimisation step, over all micro-batches and ranks."""

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from transformers.utils import logging as transformers_logging
 
 from limbeck.errors import UserError
+from limbeck.seeds import derive_seed
 from limbeck.signals.types import OutputHead
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "model.ckpt", "model.pkl")
@@ -123,3 +124,35 @@ def answer_greedily(
         with quiet():
             written = model.generate(ids.to(model.device), attention_mask=attention.to(model.device), **settings)
         yield from tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+
+
+@torch.no_grad()
+def continue_by_sampling(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    eos_token_id: int,
+    batch_size: int = 8,
+) -> list[list[int]]:
+    """Return a continuation of each prompt (token ids of equal length), sampled from the model at temperature 1.
+
+    Each batch draws from its own generator, seeded by `seed` and the batch's place, so that the same call gives the
+    same ids. A continuation ends with the end-of-text token where one is drawn.
+    """
+    continued: list[list[int]] = []
+    for first in range(0, len(prompts), batch_size):
+        generator = torch.Generator().manual_seed(derive_seed(seed, first) % 2**63)
+        ids = torch.tensor(prompts[first : first + batch_size], device=model.device)
+        written: list[Tensor] = []
+        output = model(input_ids=ids, use_cache=True)
+        for _ in range(max_new_tokens):
+            chosen = torch.multinomial(output.logits[:, -1].float().softmax(-1).cpu(), 1, generator=generator)
+            written.append(chosen)
+            if len(written) < max_new_tokens:
+                output = model(input_ids=chosen.to(model.device), past_key_values=output.past_key_values, use_cache=True)
+        for row in torch.cat(written, dim=1).tolist():
+            end = row.index(eos_token_id) + 1 if eos_token_id in row else len(row)
+            continued.append(row[:end])
+    return continued

@@ -49,9 +49,11 @@ def number(value: float | None, decimals: int | None = None, percent: bool = Fal
 
 
 def limits(interval: Interval, decimals: int | None = None, percent: bool = False) -> str:
-    """Write an interval's limits, `0.118 to 0.131`; the percent sign stands once, at the end."""
+    """Write an interval's limits with three digits, `0.118 to 0.131`; the percent sign stands once, at the end."""
     if decimals is None:
         scale = 100 if percent else 1
-        decimals = 1 if percent else decimals_for([scale * interval.mid, scale * interval.low, scale * interval.high])
+        decimals = (
+            1 if percent else decimals_for([scale * interval.mid, scale * interval.low, scale * interval.high], 3)
+        )
     low, high = (number(value, decimals, percent) for value in (interval.low, interval.high))
     return f"{low.removesuffix(' %')} to {high}"

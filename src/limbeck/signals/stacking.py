@@ -5,14 +5,16 @@ padding holds means nothing except that its mask is False; it is finite or `-inf
 """
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch.nn.functional import pad
 
 from limbeck.errors import LimbeckError
-from limbeck.signals.types import Signal, SampledSignal, TeacherSignal, TopkSignal, at
+from limbeck.signals.types import SampledSignal, Signal, TeacherSignal, TopkSignal, at, tensors_of
 
+ENTRIES = ("ids", "logprobs", "weights")
 ABSENT = {"logprobs": float("-inf"), "log_tail_mass": float("-inf")}
 
 
@@ -26,12 +28,8 @@ def concatenate(signals: Sequence[Signal]) -> Signal:
     if len(signals) == 1:
         return first
     _check_alike(signals)
-    signals = _with_equal_entries(signals)
-    joined = {
-        field.name: torch.cat([getattr(signal, field.name) for signal in signals])
-        for field in fields(first)
-        if isinstance(getattr(first, field.name), Tensor)
-    }
+    parts = [tensors_of(signal) for signal in _with_equal_entries(signals)]
+    joined: dict[str, Any] = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return replace(first, **joined)
 
 
@@ -54,40 +52,36 @@ def pad_rows(signal: Signal, lengths: Sequence[int]) -> Signal:
     width = max(lengths, default=0)
     lengths_B = torch.tensor(list(lengths), dtype=torch.int64, device=signal.mask.device)
     inside_BT = torch.arange(width, device=signal.mask.device) < lengths_B[:, None]
-    padded = {}
-    for field in fields(signal):
-        value = getattr(signal, field.name)
-        if isinstance(value, Tensor):
-            shape = (len(lengths), width, *value.shape[1:])
-            padded[field.name] = value.new_full(shape, ABSENT.get(field.name, 0))
-            padded[field.name][inside_BT] = value
+    padded: dict[str, Any] = {}
+    for name, value in tensors_of(signal).items():
+        padded[name] = value.new_full((len(lengths), width, *value.shape[1:]), ABSENT.get(name, 0))
+        padded[name][inside_BT] = value
     return replace(signal, **padded)
 
 
 def _check_alike(signals: Sequence[TeacherSignal]) -> None:
-    first = signals[0]
-    for signal in signals[1:]:
-        if type(signal) is not type(first):
-            raise LimbeckError(f"signals of different kinds in one: {type(first).__name__}, {type(signal).__name__}.")
-        if isinstance(first, TopkSignal) and isinstance(signal, TopkSignal) and signal.temperatures != first.temperatures:
-            raise LimbeckError(f"signals with normalisers at different temperatures in one: {first.temperatures}, {signal.temperatures}.")
+    kinds = {type(signal).__name__ for signal in signals}
+    if len(kinds) > 1:
+        raise LimbeckError(f"signals of different kinds in one: {', '.join(sorted(kinds))}.")
+    temperatures = {signal.temperatures for signal in signals if isinstance(signal, TopkSignal)}
+    if len(temperatures) > 1:
+        raise LimbeckError(f"signals with normalisers at different temperatures in one: {sorted(temperatures)}.")
 
 
 def _with_equal_entries(signals: Sequence[Signal]) -> list[Signal]:
     """Widen the last dimension of sparse signals to the largest K."""
-    if not isinstance(signals[0], TopkSignal | SampledSignal):
-        return list(signals)
-    width = max(signal.ids.shape[-1] for signal in signals)
+    sparse = [signal for signal in signals if isinstance(signal, TopkSignal | SampledSignal)]
+    width = max((signal.ids.shape[-1] for signal in sparse), default=0)
     return [_widened(signal, width) for signal in signals]
 
 
 def _widened(signal: Signal, width: int) -> Signal:
-    missing = width - signal.ids.shape[-1]
-    if missing == 0:
+    if not isinstance(signal, TopkSignal | SampledSignal) or signal.ids.shape[-1] == width:
         return signal
-    wider = {
-        name: torch.nn.functional.pad(getattr(signal, name), (0, missing), value=ABSENT.get(name, 0))
-        for name in ("ids", "logprobs", "weights")
-        if hasattr(signal, name)
+    missing = width - signal.ids.shape[-1]
+    wider: dict[str, Any] = {
+        name: pad(value, (0, missing), value=ABSENT.get(name, 0))
+        for name, value in tensors_of(signal).items()
+        if name in ENTRIES
     }
     return replace(signal, **wider)

@@ -9,8 +9,9 @@ Log-probabilities are natural and float32 unless a codec says otherwise. `-inf` 
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor
 
 
@@ -92,7 +93,7 @@ class TokenSignal:
 
 
 TeacherSignal: TypeAlias = DenseSignal | HiddenSignal | TopkSignal | SampledSignal | TokenSignal
-Signal = TypeVar("Signal", DenseSignal, HiddenSignal, TopkSignal, SampledSignal, TokenSignal)
+Signal = TypeVar("Signal", bound=DenseSignal | HiddenSignal | TopkSignal | SampledSignal | TokenSignal)
 
 KINDS: dict[str, type] = {
     "dense": DenseSignal,
@@ -108,11 +109,25 @@ def kind_of(signal: TeacherSignal) -> str:
     return next(name for name, kind in KINDS.items() if isinstance(signal, kind))
 
 
+def tensors_of(signal: TeacherSignal) -> dict[str, Tensor]:
+    """Return a signal's own tensors by name: those with the leading dimensions (an output head is not among them)."""
+    values = {field.name: getattr(signal, field.name) for field in fields(signal)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
 def at(signal: Signal, index: Tensor | slice | tuple[Tensor | slice, ...]) -> Signal:
     """Return the signal at the positions that `index` selects from its leading dimensions."""
-    selected = {
-        field.name: value[index]
-        for field in fields(signal)
-        if isinstance(value := getattr(signal, field.name), Tensor)
-    }
+    selected: dict[str, Any] = {name: value[index] for name, value in tensors_of(signal).items()}
     return replace(signal, **selected)
+
+
+def to_device(signal: Signal, device: torch.device | str, *, non_blocking: bool = False) -> Signal:
+    """Return the signal, and the output head it refers to, on `device`."""
+    moved: dict[str, Any] = {}
+    for name, value in tensors_of(signal).items():
+        moved[name] = value.to(device, non_blocking=non_blocking)
+    if isinstance(signal, HiddenSignal):
+        head = signal.head
+        bias = None if head.bias is None else head.bias.to(device, non_blocking=non_blocking)
+        moved["head"] = replace(head, weight=head.weight.to(device, non_blocking=non_blocking), bias=bias)
+    return replace(signal, **moved)

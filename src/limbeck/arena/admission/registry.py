@@ -1,8 +1,8 @@
 """The registry of admission checks: small functions with a name, run cheapest first.
 
-A check looks at a `Submission` under `Rules` and returns one sentence when it is satisfied; it raises `RefusalError` when it
-is not. A check that needs another one's facts (`needs`) is skipped when that one failed. Only the candidate's own files
-can make a check fail: whatever else goes wrong is a `ForeignError`, ends the run, and disqualifies nobody.
+A check looks at a `Submission` under `Rules` and returns one sentence when it is satisfied; it raises `RefusalError`
+when it is not. A check that needs another one's facts (`needs`) is skipped when that one failed. Only the candidate's
+own files can make a check fail: whatever else goes wrong is a `ForeignError`, ends the run, and disqualifies nobody.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ class Rules:
 
     Attributes:
         student: the arena's rules for models.
-        tokenizer: digest of the teacher's tokenizer.
+        tokenizer: digest of the teacher's tokenizer; None: that of `teacher`.
         teacher: folder that holds the teacher's tokenizer files.
         commitment: who asks to be admitted; None for a check before committing.
         manifest: the manifest digest that was committed.
@@ -63,7 +63,7 @@ class Rules:
     """
 
     student: StudentRules
-    tokenizer: str
+    tokenizer: str | None
     teacher: Path
     commitment: CommitmentId | None = None
     manifest: str | None = None

@@ -1,6 +1,6 @@
 """Check `tokenizer`: the candidate cuts text exactly as the teacher does.
 
-Files equal to the teacher's need no loading. Others are loaded by `tokenizer_probe` in a process of its own, under a
+Files equal to the teacher's need no loading, nor does another vocabulary. What remains is loaded by `tokenizer_probe` in a process of its own, under a
 limit of processor time, because parsing a stranger's tokenizer may crash or hang whoever does it.
 """
 
@@ -53,15 +53,17 @@ def tokenizer(submission: Submission, rules: Rules) -> str:
             )
     if _files_equal(submission, rules.teacher):
         return "the teacher's files"
+    _compare_vocabularies(submission, rules.teacher)
     answer = _probe(submission.repository.folder(), rules.teacher)
-    if answer["digest"] != rules.tokenizer:
+    expected = rules.tokenizer or answer["teacher_digest"]
+    if answer["digest"] != expected:
         raise RefusalError(
-            f"another tokenizer than the teacher's (digest {answer['digest'][:12]}…, not {rules.tokenizer[:12]}…).",
+            f"another tokenizer than the teacher's (digest {answer['digest'][:12]}…, not {expected[:12]}…).",
             _MEND,
         )
     if answer["differs_on"] is not None:
         raise RefusalError(f"it cuts {answer['differs_on']!r} differently from the teacher.", _MEND)
-    return f"digest and encodings are the teacher's ({rules.tokenizer[:12]}…)"
+    return f"digest and encodings are the teacher's ({expected[:12]}…)"
 
 
 def _files_equal(submission: Submission, teacher: Path) -> bool:
@@ -76,6 +78,14 @@ def _files_equal(submission: Submission, teacher: Path) -> bool:
         if submission.repository.read(path, 0, mine.size) != original.read_bytes():
             return False
     return _settings_of(submission) == _teacher_settings(teacher)
+
+
+def _compare_vocabularies(submission: Submission, teacher: Path) -> None:
+    """Refuse another vocabulary by the files alone: nothing of a stranger's has to be loaded for that."""
+    model = submission.json("tokenizer.json", MAX_TOKENIZER_BYTES).get("model")
+    original = json.loads((teacher / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    if not isinstance(model, dict) or model.get("vocab") != original["vocab"]:
+        raise RefusalError("another tokenizer than the teacher's: its vocabulary is not the same.", _MEND)
 
 
 def _settings_of(submission: Submission) -> dict[str, Any]:

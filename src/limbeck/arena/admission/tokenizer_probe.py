@@ -1,8 +1,8 @@
 """The child process of the tokenizer check: `python -m limbeck.arena.admission.tokenizer_probe CANDIDATE TEACHER`.
 
-It prints `teacher loaded` when the trusted half is done, and as its last line a JSON object: `digest` of the
-candidate's tokenizer and `differs_on`, the first reference text that the two cut differently; or `error`, or
-`teacher_error`. It has no network (the Hub's offline switch) and 60 s of processor time for the candidate's half.
+It prints `teacher loaded` when the trusted half is done, and as its last line a JSON object: the digests of both
+tokenizers and `differs_on`, the first reference text that they cut differently; or `error`, or `teacher_error`. It has
+no network (the Hub's offline switch) and 60 s of processor time for the candidate's half.
 """
 
 import json
@@ -43,7 +43,8 @@ def main(candidate: str, teacher: str) -> None:
         print(json.dumps({"error": str(error)}))
         return
     differing = (text for text in REFERENCE_TEXTS if copy(text)["input_ids"] != original(text)["input_ids"])
-    print(json.dumps({"digest": tokenizer_digest(copy), "differs_on": next(differing, None)}))
+    answer = {"digest": tokenizer_digest(copy), "teacher_digest": tokenizer_digest(original)}
+    print(json.dumps({**answer, "differs_on": next(differing, None)}))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from sqlalchemy import Connection, select
+from sqlalchemy.exc import DatabaseError
 
 from limbeck.arena.config import ArenaConfig
 from limbeck.arena.database import Database
@@ -24,19 +25,25 @@ class Store:
 
     Args:
         path: the SQLite file; made when it is not there.
-        chain: the genesis hash of the chain that the store belongs to.
+        chain: the genesis hash of the chain that the store belongs to; None takes it as it is.
+        read_only: open an existing store for reading alone, as the API does.
 
     Raises:
         UserError: the file is no store, is of another schema version, or belongs to another chain.
     """
 
-    def __init__(self, path: Path, chain: str) -> None:
+    def __init__(self, path: Path, chain: str | None = None, *, read_only: bool = False) -> None:
         self.path = path
-        self._database = Database(path, tables.METADATA)
+        self._database = Database(path, tables.METADATA, read_only=read_only)
+        if not read_only:
+            self._write_once("schema", str(tables.SCHEMA_VERSION))
+            if chain is not None:
+                self._write_once("chain", chain)
         self.commitments = Commitments(self._database)
         self.rounds = Rounds(self._database)
-        self._bind("schema", str(tables.SCHEMA_VERSION), "has schema version {}, and this program reads {}")
-        self._bind("chain", chain, "belongs to the chain {}, not to {}")
+        self._hold_to("schema", str(tables.SCHEMA_VERSION), "has schema version {}, and this program reads {}")
+        if chain is not None:
+            self._hold_to("chain", chain, "belongs to the chain {}, not to {}")
 
     def config(self) -> tuple[int, ArenaConfig] | None:
         """Return the newest configuration with its version; None in a store that has none."""
@@ -100,13 +107,18 @@ class Store:
         """Close the file."""
         self._database.close()
 
-    def _bind(self, key: str, value: str, mismatch: str) -> None:
-        """Write a fact on the first opening, and hold it to that on every later one."""
+    def _write_once(self, key: str, value: str) -> None:
         with self._database.write() as connection:
-            found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == key)).scalar()
-            if found is None:
+            if connection.execute(select(tables.meta.c.key).where(tables.meta.c.key == key)).first() is None:
                 connection.execute(tables.meta.insert().values(key=key, value=value))
-        if found is not None and found != value:
+
+    def _hold_to(self, key: str, value: str, mismatch: str) -> None:
+        try:
+            with self._database.read() as connection:
+                found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == key)).scalar()
+        except DatabaseError as error:
+            raise UserError(f"{self.path}: not an arena's store ({error.orig}).") from error
+        if found != value:
             self._database.close()
             raise UserError(f"{self.path}: {mismatch.format(found, value)}.")
 

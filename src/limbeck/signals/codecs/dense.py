@@ -55,7 +55,9 @@ class DenseCodec:
         if wrong_NV.any():
             index, entry = (int(part) for part in wrong_NV.nonzero()[0])
             value = float(logprobs_NV[index, entry])
-            raise LimbeckError(f"codec dense: {positions_of(lengths, index)}: token {entry} has the log-probability {value:g}.")
+            raise LimbeckError(
+                f"codec dense: {positions_of(lengths, index)}: token {entry} has the log-probability {value:g}."
+            )
         stored = logprobs_NV.to(self._dtype).contiguous()
         stored[~mask_N] = 0.0
         stored[~mask_N, 0] = float("nan")
@@ -73,7 +75,9 @@ class DenseCodec:
         return DenseSignal(torch.nan_to_num(logprobs_NV, nan=0.0, neginf=float("-inf")), mask_N)
 
 
-def exact_bytes(columns: Columns, name: str, lengths: Sequence[int], width: int, codec: str) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
+def exact_bytes(
+    columns: Columns, name: str, lengths: Sequence[int], width: int, codec: str
+) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
     """Return a copy of a fixed-size column as `[N, width]`.
 
     Raises:
@@ -83,5 +87,7 @@ def exact_bytes(columns: Columns, name: str, lengths: Sequence[int], width: int,
     sizes = np.diff(column.offsets)
     for row, length in enumerate(lengths):
         if sizes[row] != length * width:
-            raise IntegrityError(f"codec {codec}: row {row} of {name} has {sizes[row]} bytes, {length} positions need {length * width}.")
+            raise IntegrityError(
+                f"codec {codec}: row {row} of {name} has {sizes[row]} bytes, {length} positions need {length * width}."
+            )
     return np.array(column.data[column.offsets[0] : column.offsets[-1]]).reshape(-1, width)

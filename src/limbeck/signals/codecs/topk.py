@@ -159,8 +159,9 @@ class TopkCodec:
 
         if twins := [position for position in in_threads(work, len(sizes)) if position >= 0]:
             raise DuplicateIdError(min(twins))
-        view = memoryview(out)
-        return [bytes(view[start : start + size]) for start, size in zip(regions.tolist(), sizes.tolist(), strict=False)]
+        return [
+            out[start : start + size].tobytes() for start, size in zip(regions.tolist(), sizes.tolist(), strict=False)
+        ]
 
     def _decode_compiled(
         self,

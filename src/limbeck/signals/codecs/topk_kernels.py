@@ -94,7 +94,8 @@ def encode_groups(
             for entry in range(count):
                 symbols[entry] = _symbol(work[entry] & 0xFFFF)
                 tally[symbols[entry]] += 1
-            code, cheapest = 0, np.int64(1) << 60
+            code: Any = 0
+            cheapest: Any = 1 << 60
             for candidate in range(CODES):
                 cost = 0
                 for symbol in range(SYMBOLS):
@@ -108,12 +109,13 @@ def encode_groups(
             if tails[position]:
                 for index in range(ratios.shape[1]):
                     at = _put(out, at, ratios[position, index], RATIO_BITS)
-            raw, previous = rice[count], -1
+            raw = rice[count]
+            previous: Any = -1
             for entry in range(count):
                 token = work[entry] >> 16
                 gap = token - previous - 1
                 if gap < 0:
-                    return int(position)
+                    return position
                 at = _put(out, at + (gap >> raw), 1, 1)
                 at = _put(out, at, gap, raw)
                 previous = token
@@ -129,7 +131,7 @@ def encode_groups(
 def _look(data: Any, at: int) -> int:
     """Return the next bits at the top of a 56-bit number."""
     byte = at >> 3
-    word = np.int64(0)
+    word = 0
     for index in range(7):
         word = (word << 8) | np.int64(data[byte + index])
     return (word << (at & 7)) & ((1 << WINDOW) - 1)
@@ -164,7 +166,7 @@ def decode_groups(
         at, limit = begins[group] * 8, ends[group] * 8
         for position in range(groups[group], groups[group + 1]):
             if at >= limit:
-                return int(position)
+                return position
             look = _look(data, at)
             at += 1
             count = cap
@@ -172,7 +174,7 @@ def decode_groups(
                 look = _look(data, at)
                 zeros = _leading_zeros(look)
                 if zeros >= 17:
-                    return int(position)
+                    return position
                 size = 2 * zeros + COUNT_ORDER + 1
                 count = (look >> (WINDOW - size)) - (1 << COUNT_ORDER)
                 at += size
@@ -180,7 +182,7 @@ def decode_groups(
             if count == 0:
                 continue
             if count > width:
-                return int(position)
+                return position
             look = _look(data, at)
             code = look >> (WINDOW - CODE_BITS)
             at += CODE_BITS
@@ -188,7 +190,7 @@ def decode_groups(
                 look = _look(data, at)
                 zeros = _leading_zeros(look)
                 if zeros >= 17:
-                    return int(position)
+                    return position
                 size = 2 * zeros + BASE_ORDER + 1
                 bases[position] = (look >> (WINDOW - size)) - (1 << BASE_ORDER)
                 at += size
@@ -199,9 +201,10 @@ def decode_groups(
                     ratios[position, index] = _look(data, at) >> (WINDOW - RATIO_BITS)
                     at += RATIO_BITS
             if at > limit:
-                return int(position)
+                return position
 
-            raw, token = rice[count], np.int64(-1)
+            raw = rice[count]
+            token: Any = -1
             for entry in range(count):
                 look = _look(data, at)
                 zeros = _leading_zeros(look)
@@ -215,7 +218,7 @@ def decode_groups(
                 at += zeros + 1 + raw
                 tokens[entry] = token
                 if at > limit or token >= vocabulary:
-                    return int(position)
+                    return position
 
             places[:] = 0
             for entry in range(count):
@@ -228,7 +231,7 @@ def decode_groups(
                 places[symbol] += 1
                 at += length + raw
                 if at > limit or found[entry] + bases[position] >= top:
-                    return int(position)
+                    return position
 
             # by falling symbol in one pass, then by insertion within the symbols that span several levels
             place = 0
@@ -248,7 +251,7 @@ def decode_groups(
                 levels[position, place] = level
                 ids[position, place] = token
         if at > limit or (limit - at) > 7 or (limit > at and _look(data, at) >> (WINDOW - (limit - at))):
-            return int(groups[group + 1] - 1)
+            return groups[group + 1] - 1
     return -1
 
 
@@ -295,6 +298,8 @@ def rebuild(
         for index in range(len(temperatures)):
             rest = 0.0
             if tails[position]:
-                rest = np.exp(log_tail / temperatures[index] + ratios[position, index] / ratio_top * spans[position, index])
+                rest = np.exp(
+                    log_tail / temperatures[index] + ratios[position, index] / ratio_top * spans[position, index]
+                )
             if count:
                 ratio_normalisers[position, index] = np.log(head_sums[index] + rest)

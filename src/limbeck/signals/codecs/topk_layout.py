@@ -57,6 +57,7 @@ def layout_of(spec: TopkSpec, vocabulary: int) -> Layout:
     low, high = edges[:-1].copy(), edges[1:].copy()
     high = np.maximum(high, np.nextafter(low, 2.0))
     inner = np.where(low > 0, low, high / 4)
+    low = np.where(low > 0, low, high / 64)  # what is kept has a logarithm, however far below the first step it was
     centre = np.log(high / inner) / (1 / inner - 1 / high)
     centre = np.clip(np.where(np.isfinite(centre), centre, low), low, high)
     return Layout(
@@ -94,6 +95,7 @@ def ratio_spans(temperatures: tuple[float, ...], rest_N: NDArray[np.int64]) -> N
     return np.stack([(1 - 1 / t) * log_rest for t in temperatures], -1) if temperatures else np.zeros((len(rest_N), 0))
 
 
+@lru_cache(maxsize=1)
 def tail_logs() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the logarithms of tail mass and of head mass for each of the 4,096 tail codes."""
     odds = (np.arange(1 << TAIL_BITS) - TAIL_CENTRE) / TAIL_STEPS * math.log(2)

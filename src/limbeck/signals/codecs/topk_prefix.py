@@ -69,9 +69,7 @@ def symbol_start(symbol: int) -> int:
 
 def _lomax_weights(scale: int, shape: int, first_level: list[int]) -> list[int]:
     """Return each symbol's share of `2 ** 40`, at least `2 ** -14` of the sum, from exact integer square roots."""
-    above = [
-        isqrt((scale**shape << (2 * PRECISION)) // (scale + 2 * level) ** shape) for level in first_level
-    ]
+    above = [isqrt((scale**shape << (2 * PRECISION)) // (scale + 2 * level) ** shape) for level in first_level]
     weights = [above[symbol] - above[symbol + 1] for symbol in range(SYMBOLS)]
     least = sum(weights) >> LEAST_WEIGHT
     return [max(weight, least) for weight in weights]
@@ -83,12 +81,11 @@ def shortest_lengths(weights: list[int], longest: int) -> list[int]:
     After Larmore and Hirschberg, "A fast algorithm for optimal length-limited Huffman codes" (1990). Among equal
     weights single symbols come before packages, and each in the order of symbols or of making.
     """
-    singles = sorted(((weight, (symbol,)) for symbol, weight in enumerate(weights)), key=lambda item: item[0])
+    singles: list[tuple[int, tuple[int, ...]]] = [(weight, (symbol,)) for symbol, weight in enumerate(weights)]
+    singles.sort(key=lambda item: item[0])
     level = singles
     for _ in range(longest - 1):
-        packages = [
-            (level[i][0] + level[i + 1][0], level[i][1] + level[i + 1][1]) for i in range(0, len(level) - 1, 2)
-        ]
+        packages = [(level[i][0] + level[i + 1][0], level[i][1] + level[i + 1][1]) for i in range(0, len(level) - 1, 2)]
         level = sorted(singles + packages, key=lambda item: item[0])
     lengths = [0] * len(weights)
     for _, symbols in level[: 2 * len(weights) - 2]:

@@ -1,6 +1,7 @@
 """From a `TopkSignal` to the integers that codec `topk` writes: checked, chosen, rounded."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,7 @@ LOGPROB_TOLERANCE = 1e-3
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
+Fault = tuple[Any, Callable[[int], str]]
 
 
 def entries_of(signal: TopkSignal, lengths: Sequence[int], spec: TopkSpec, layout: Layout) -> Entries:
@@ -107,13 +109,16 @@ def _check(
     """Refuse what can't be represented, naming the first place of the first kind of fault."""
     present = logprobs > -np.inf
     outside = present & ((ids < 0) | (ids >= vocabulary))
-    faults: list[tuple[Flags, Callable[[int], str]]] = [
+    faults: list[Fault] = [
         (np.isnan(logprobs).any(1), lambda _: "a log-probability is not a number"),
         ((logprobs > LOGPROB_TOLERANCE).any(1), lambda n: f"a log-probability of {logprobs[n].max():g} is above 0"),
         (~present.any(1), lambda _: "no entry has a finite log-probability"),
         (present.sum(1) > vocabulary, lambda n: f"{present[n].sum()} entries out of a vocabulary of {vocabulary}"),
         (outside.any(1), lambda n: f"token id {ids[n][outside[n]][0]} is outside the vocabulary of {vocabulary}"),
-        ((logprobs[:, 1:] > logprobs[:, :-1]).any(1), lambda _: "the entries are not sorted by falling log-probability"),
+        (
+            (logprobs[:, 1:] > logprobs[:, :-1]).any(1),
+            lambda _: "the entries are not sorted by falling log-probability",
+        ),
         (~(np.abs(mass - 1) < MASS_TOLERANCE), lambda n: f"entries and tail have a mass of {mass[n]:g}, not 1"),
     ]
     for wrong, explain in faults:

@@ -74,7 +74,9 @@ def find_groups(column: Column, groups: Groups, cap: int) -> tuple[Integers, Int
             size, at = next(numbers, (stop, at))
             sizes.append(size)
         if most > cap or at + sum(sizes) != stop - start:
-            raise IntegrityError(f"codec topk: row {row}: {stop - start} bytes do not hold {last - first} groups of positions.")
+            raise IntegrityError(
+                f"codec topk: row {row}: {stop - start} bytes do not hold {last - first} groups of positions."
+            )
         width = max(width, most)
         for size in sizes:
             begins.append(start + at)
@@ -84,7 +86,7 @@ def find_groups(column: Column, groups: Groups, cap: int) -> tuple[Integers, Int
 
 
 def in_threads(work: Callable[[int, int], int], groups: int) -> list[int]:
-    """Call `work(first, last)` on ranges that make up all groups, in as many threads as torch uses; return what it says."""
+    """Call `work(first, last)` on ranges that make up all groups, in torch's number of threads; return its answers."""
     threads = max(1, min(torch.get_num_threads(), groups // GROUPS_A_THREAD))
     edges = [groups * part // threads for part in range(threads + 1)]
     if threads == 1:

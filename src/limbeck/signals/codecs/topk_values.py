@@ -48,7 +48,8 @@ def rebuild(
         log_tail = log_tails[tails]
         temperatures = np.array(layout.ratios)
         rest = np.exp(
-            log_tail[:, None] / temperatures + ratios / RATIO_TOP * ratio_spans(layout.ratios, layout.vocabulary - counts)
+            log_tail[:, None] / temperatures
+            + ratios / RATIO_TOP * ratio_spans(layout.ratios, layout.vocabulary - counts)
         )
         heads = np.exp(logprobs[:, :, None] / temperatures).sum(1)
         normalisers = np.where(counts[:, None] > 0, np.log(heads + np.where(tails[:, None] > 0, rest, 0.0)), 0.0)

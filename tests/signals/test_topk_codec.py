@@ -1,0 +1,244 @@
+"""Codec `topk`: what comes back is what went in, within its steps; what can't be represented is refused by name."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from limbeck.errors import IntegrityError, LimbeckError, UserError
+from limbeck.signals.codecs.columns import Column
+from limbeck.signals.codecs.topk import COLUMN, TopkCodec
+from limbeck.signals.codecs.topk_spec import TopkSpec
+from limbeck.signals.sparse import topk_of_logits
+from limbeck.signals.types import TopkSignal
+from tests.signals.making import VOCABULARY, draw_logits
+
+INF = float("inf")
+
+specs = st.builds(
+    TopkSpec,
+    select=st.sampled_from(["threshold", "mass", "count"]),
+    threshold=st.sampled_from([1e-4, 1e-3, 2e-2, 0.3]),
+    mass=st.sampled_from([0.5, 0.95, 1.0]),
+    cap=st.sampled_from([1, 2, 7, 40, 1000]),
+    power=st.sampled_from([0.3, 0.5, 1.0]),
+    step=st.sampled_from([None, 1e-3, 0.05]),
+    temperatures=st.sampled_from([(1.0,), (1.0, 2.0), (0.5, 1.0, 3.0)]),
+)
+
+
+@st.composite
+def cases(draw: Any) -> tuple[TopkSpec, int, TopkSignal, list[int]]:
+    spec = draw(specs)
+    vocabulary = draw(st.sampled_from([1, 2, 9, 300, 70_000]))
+    lengths = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
+    seed, sharpness = draw(st.integers(0, 2**32)), draw(st.sampled_from([0.01, 1.0, 4.0, 30.0]))
+    logits = draw_logits(sum(lengths), seed, vocabulary, sharpness)
+    mask = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(seed)) < draw(
+        st.sampled_from([0.0, 0.7, 1.0])
+    )
+    return spec, vocabulary, topk_of_logits(logits, spec, mask_N=mask), lengths
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases())
+def test_round_trip(case: tuple[TopkSpec, int, TopkSignal, list[int]]) -> None:
+    spec, vocabulary, signal, lengths = case
+    codec = TopkCodec(spec, vocabulary)
+    decoded = codec.decode(codec.encode(signal, lengths), lengths)
+    assert torch.equal(decoded.mask, signal.mask)
+    assert decoded.temperatures == spec.temperatures
+    low, high = torch.from_numpy(codec.layout.low), torch.from_numpy(codec.layout.high)
+    for position in signal.mask.nonzero()[:, 0].tolist():
+        said = signal.logprobs[position] > -INF
+        kept = decoded.logprobs[position] > -INF
+        ids = decoded.ids[position][kept].tolist()
+        assert sorted(ids) == sorted(signal.ids[position][said].tolist())
+        logprobs = decoded.logprobs[position][kept].double()
+        assert (logprobs[1:] <= logprobs[:-1]).all()
+
+        tail = decoded.log_tail_mass[position].double().exp()
+        assert (logprobs.exp().sum() + tail).item() == pytest.approx(1.0, abs=1e-5)
+        true_tail = signal.log_tail_mass[position].double().exp()
+        if true_tail > 1e-9 and len(ids) < vocabulary:
+            odds = (tail / (1 - tail)) / (true_tail / signal.logprobs[position][said].double().exp().sum())
+            assert 0.99 < odds.item() < 1.01
+
+        # each probability is within its step, once head and tail are scaled to make 1
+        truth = dict(
+            zip(
+                signal.ids[position][said].tolist(),
+                signal.logprobs[position][said].double().exp().tolist(),
+                strict=True,
+            )
+        )
+        slack = 0.01 + (1 - decoded.logprobs[position][kept].double().exp().sum() / sum(truth.values())).abs().item()
+        for token, logprob in zip(ids, logprobs.tolist(), strict=True):
+            p = min(truth[token], 1.0)
+            level = int(torch.searchsorted(low, torch.tensor(p), right=True)) - 1
+            width = float(high[max(level, 0)] - low[max(level, 0)]) + max(float(low[0]) - p, 0.0)
+            share = abs(np.exp(logprob) - p)
+            assert share <= 2 * width + slack * p + 1e-6 or len(ids) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases())
+def test_the_compiled_path_writes_and_reads_the_same_bytes(case: tuple[TopkSpec, int, TopkSignal, list[int]]) -> None:
+    spec, vocabulary, signal, lengths = case
+    fast, plain = TopkCodec(spec, vocabulary, "compiled"), TopkCodec(spec, vocabulary, "reference")
+    columns = fast.encode(signal, lengths)
+    expected = plain.encode(signal, lengths)
+    assert columns[COLUMN].data.tobytes() == expected[COLUMN].data.tobytes()
+    assert columns[COLUMN].offsets.tolist() == expected[COLUMN].offsets.tolist()
+    one, two = fast.decode(columns, lengths), plain.decode(columns, lengths)
+    assert torch.equal(one.mask, two.mask)
+    assert torch.equal(one.ids, two.ids)
+    for name in ("logprobs", "log_tail_mass", "log_normalisers"):
+        a, b = getattr(one, name)[one.mask], getattr(two, name)[one.mask]
+        assert torch.allclose(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_encoding_again_what_was_decoded_gives_the_same_ids() -> None:
+    spec = TopkSpec(threshold=1e-3, cap=64)
+    codec = TopkCodec(spec, 500)
+    first = codec.decode(codec.encode(topk_of_logits(draw_logits(50, 3, 500), spec), [50]), [50])
+    second = codec.decode(codec.encode(first, [50]), [50])
+    shared = min(first.ids.shape[1], second.ids.shape[1])
+    kept = second.logprobs[:, :shared] > -INF
+    assert torch.equal(first.ids[:, :shared][kept], second.ids[:, :shared][kept])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0, 4.0])
+def test_the_tail_bucket_is_right_at_the_stored_temperatures(temperature: float) -> None:
+    spec = TopkSpec(threshold=5e-3, cap=64, step=1e-3, temperatures=tuple(sorted({1.0, temperature})))
+    logits = draw_logits(300, 4, 2000, sharpness=2.0)
+    codec = TopkCodec(spec, 2000)
+    decoded = codec.decode(codec.encode(topk_of_logits(logits, spec), [300]), [300])
+    at = decoded.temperatures.index(temperature)
+    head = (decoded.logprobs.double() / temperature - decoded.log_normalisers[:, at : at + 1].double()).exp().sum(1)
+    exact = (logits.double() / temperature).softmax(-1)
+    kept = torch.zeros_like(exact).scatter_add(1, decoded.ids, (decoded.logprobs > -INF).double())
+    assert torch.allclose(1 - head, (exact * (1 - kept)).sum(1), atol=2e-3)
+
+
+def test_finer_steps_cost_more_and_err_less() -> None:
+    signal_spec = TopkSpec(select="count", cap=128)
+    logits = draw_logits(200, 5, 20_000)
+    exact = logits.log_softmax(-1)
+    sizes, errors = [], []
+    for step in (0.1, 0.03, 0.01, 0.003):
+        codec = TopkCodec(signal_spec.model_copy(update={"step": step}), 20_000)
+        columns = codec.encode(topk_of_logits(logits, signal_spec), [200])
+        decoded = codec.decode(columns, [200])
+        sizes.append(len(columns[COLUMN].data))
+        p = exact.gather(1, decoded.ids).exp()
+        errors.append((p * (p.log() - decoded.logprobs)).sum(1).abs().mean().item())
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-3
+
+
+def test_ids_take_less_than_a_bit_more_than_the_entropy_of_the_set() -> None:
+    """128 of 151,936 in any order are log2(C(V, k)) = 1485 bits; see how near the whole record comes."""
+    spec = TopkSpec(select="count", cap=128, temperatures=(1.0,), step=0.5)
+    codec = TopkCodec(spec, 151_936)
+    columns = codec.encode(topk_of_logits(draw_logits(64, 6, 151_936, 1.0), spec), [64])
+    assert len(columns[COLUMN].data) / 64 < 1.02 * 1485 / 8 + 5 + 128 * 1.1 / 8
+
+
+def edit(signal: TopkSignal, name: str, where: tuple[int, ...], value: float) -> TopkSignal:
+    changed = getattr(signal, name).clone()
+    changed[where] = value
+    return replace(signal, **{name: changed})
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "value", "complaint"),
+    [
+        ("logprobs", (7, 1), float("nan"), "not a number"),
+        ("logprobs", (7, 0), float("inf"), "above 0"),
+        ("logprobs", (7, 0), 0.5, "above 0"),
+        ("logprobs", (7, 2), -0.0001, "not sorted"),
+        ("log_tail_mass", (7,), -0.001, "mass of"),
+        ("log_tail_mass", (7,), float("nan"), "mass of"),
+        ("ids", (7, 1), VOCABULARY, f"token id {VOCABULARY} is outside the vocabulary of {VOCABULARY}"),
+        ("ids", (7, 1), -1, "token id -1 is outside"),
+        ("ids", (7, 1), None, "given twice"),
+    ],
+)
+@pytest.mark.parametrize("path", ["compiled", "reference"])
+def test_what_cannot_be_represented_is_refused_by_row_and_position(
+    name: str, where: tuple[int, ...], value: float | None, complaint: str, path: Any
+) -> None:
+    spec = TopkSpec(select="count", cap=10)
+    signal = topk_of_logits(draw_logits(12, 7, sharpness=1.0), spec)
+    if value is None:
+        value = int(signal.ids[7, 0])
+    with pytest.raises(LimbeckError, match=rf"row 1, position 2: .*{complaint}"):
+        TopkCodec(spec, VOCABULARY, path).encode(edit(signal, name, where, value), [5, 7])
+
+
+def test_what_is_masked_may_be_anything() -> None:
+    spec = TopkSpec(select="count", cap=10)
+    signal = edit(topk_of_logits(draw_logits(12, 7), spec), "logprobs", (7, 1), float("nan"))
+    mask = torch.ones(12, dtype=torch.bool)
+    mask[7] = False
+    codec = TopkCodec(spec, VOCABULARY)
+    decoded = codec.decode(codec.encode(replace(signal, mask=mask), [12]), [12])
+    assert torch.equal(decoded.mask, mask)
+
+
+def test_absent_entries_are_legal_and_more_than_the_vocabulary_are_not() -> None:
+    spec = TopkSpec(select="count", cap=10, temperatures=(1.0,))
+    signal = topk_of_logits(draw_logits(4, 8), spec)
+    fewer = edit(signal, "logprobs", (1, slice(6, 10)), -INF)  # type: ignore[arg-type]
+    fewer = edit(fewer, "log_tail_mass", (1,), float(torch.log1p(-fewer.logprobs[1].exp().sum())))
+    codec = TopkCodec(spec, VOCABULARY)
+    decoded = codec.decode(codec.encode(fewer, [4]), [4])
+    assert (decoded.logprobs > -INF).sum(1).tolist() == [10, 6, 10, 10]
+    with pytest.raises(LimbeckError, match=r"row 0, position 0: .*10 entries out of a vocabulary of 9"):
+        TopkCodec(spec, 9).encode(signal, [4])
+    nothing = edit(signal, "logprobs", (2, slice(None)), -INF)  # type: ignore[arg-type]
+    with pytest.raises(LimbeckError, match="row 0, position 2: no entry"):
+        codec.encode(nothing, [4])
+
+
+def test_a_missing_temperature_is_named() -> None:
+    signal = topk_of_logits(draw_logits(4, 8), TopkSpec(), temperatures=(1.0,))
+    with pytest.raises(UserError, match=r"\(1\.0,\).*\(1\.0, 2\.0\)"):
+        TopkCodec(TopkSpec(), VOCABULARY).encode(signal, [4])
+
+
+@pytest.mark.parametrize("path", ["compiled", "reference"])
+def test_damaged_bytes_are_refused_or_decode_within_bounds(path: Any) -> None:
+    """Hashes catch damage; should they be skipped, the decoder neither crashes nor leaves the vocabulary."""
+    spec = TopkSpec(threshold=1e-2, cap=20)
+    codec = TopkCodec(spec, VOCABULARY, path)
+    column = codec.encode(topk_of_logits(draw_logits(40, 9), spec), [40])[COLUMN]
+    refused = 0
+    for index in range(len(column.data)):
+        data = column.data.copy()
+        data[index] ^= 0x40
+        try:
+            decoded = codec.decode({COLUMN: Column(data, column.offsets)}, [40])
+        except IntegrityError as error:
+            refused += 1
+            assert "row 0" in str(error)
+            continue
+        assert int(decoded.ids.min()) >= 0 and int(decoded.ids.max()) < VOCABULARY
+    assert refused > 0
+    for length in range(len(column.data)):
+        with pytest.raises(IntegrityError):
+            codec.decode({COLUMN: Column(column.data[:length], np.array([0, length]))}, [40])
+
+
+def test_nonsense_settings_are_refused() -> None:
+    for wrong in ({"step": 1e-6}, {"temperatures": (2.0,)}, {"temperatures": (2.0, 1.0)}, {"cap": 0}, {"threshold": 0}):
+        with pytest.raises(ValueError):
+            TopkSpec(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="vocabulary of 4000000"):
+        TopkCodec(TopkSpec(), 4_000_000)
