@@ -34,7 +34,8 @@ class TrainingResult:
     """What a training run left behind.
 
     Attributes:
-        folder: holds the student (safetensors, configuration, tokenizer) and `training.json`.
+        folder: holds the student and nothing else (safetensors, configuration, tokenizer): it can be uploaded as it
+            is. Checkpoints and `training.json` lie beside it, in `<folder>.run`.
         history: what was logged: `step`, `loss`, and each loss by name, in nats a token.
     """
 
@@ -55,7 +56,8 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
     needs_teacher = any(get_loss(term.name).signals for term in terms)
     identity = digest_of({"recipe": recipe.model_dump(mode="json", exclude={"output_path"}), "data": dataset.digest})
     folder = recipe.output_path
-    if (finished := _finished(folder, identity)) is not None:
+    run = run_folder(folder)
+    if (finished := _finished(folder, run, identity)) is not None:
         return finished
 
     arguments, keep = _training_arguments(recipe)
@@ -92,16 +94,21 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
     student.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     write_json(
-        folder / RESULT,
+        run / RESULT,
         {"identity": identity, "recipe": recipe.model_dump(mode="json"), "data": dataset.digest, "history": history},
     )
     return TrainingResult(folder, history)
 
 
-def _finished(folder: Path, identity: str) -> TrainingResult | None:
-    if not (folder / RESULT).exists():
+def run_folder(folder: Path) -> Path:
+    """Return where a run keeps its own files, beside the folder of its student."""
+    return folder.with_name(f"{folder.name}.run")
+
+
+def _finished(folder: Path, run: Path, identity: str) -> TrainingResult | None:
+    if not (run / RESULT).exists():
         return None
-    result = read_json(folder / RESULT)
+    result = read_json(run / RESULT)
     if result["identity"] != identity:
         raise UserError(
             f"{folder}: holds the result of another recipe or dataset. Choose another output_path, or remove the folder."
@@ -134,7 +141,7 @@ def _training_arguments(recipe: Recipe) -> tuple[TrainingArguments, int]:
         if name not in known:
             raise UserError(f"training_args.{name}: transformers.TrainingArguments has no such argument.{nearest(name, known)}")
     defaults = {
-        "output_dir": str(recipe.output_path / "checkpoints"),
+        "output_dir": str(run_folder(recipe.output_path)),
         "report_to": "none",
         "remove_unused_columns": False,
         "disable_tqdm": True,

@@ -11,17 +11,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from limbeck.data.tokenizer import train_tokenizer
 from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
+from limbeck.models.llama import new_llama
 from limbeck.files import digest_of, publish, read_json, write_json
 from limbeck.pocket.batches import IGNORED, Batch, exercise_batch, text_windows, token_stream
 from limbeck.pocket.corpus import Corpus, load_corpus
 from limbeck.pocket.exercises import all_families
-from limbeck.pocket.recipe import Shape, TeacherRecipe
+from limbeck.pocket.recipe import TeacherRecipe
 from limbeck.progress import bar, say
-from limbeck.seeds import derive_random, derive_seed
+from limbeck.seeds import derive_random
 
 
 @dataclass(frozen=True)
@@ -32,26 +33,6 @@ class Built:
     tokenizer: PreTrainedTokenizerBase
     curve: tuple[tuple[int, float, float], ...]  # (step, text loss, exercise loss), in nats a token
     seconds: float
-
-
-def new_model(shape: Shape, vocabulary: int, tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """Return an untrained model whose weights depend on shape and seed alone."""
-    torch.manual_seed(derive_seed(seed, "weights") % 2**63)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.mlp_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.key_value_heads,
-        max_position_embeddings=shape.context,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=shape.hidden_size**-0.5 / 2,
-    )
-    return LlamaForCausalLM(config)
 
 
 def make_tokenizer(recipe: TeacherRecipe, corpus: Corpus) -> PreTrainedTokenizerBase:
@@ -83,7 +64,7 @@ def build(recipe: TeacherRecipe, work: Path, device: str = "cpu") -> Built:
 
     tokenizer = make_tokenizer(recipe, corpus)
     stream = token_stream(tokenizer, corpus.documents["train"])
-    model = new_model(recipe.shape, recipe.vocabulary, tokenizer, recipe.seed).to(device)
+    model = new_llama(recipe.shape, tokenizer, recipe.seed).to(device)
     say(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(stream):,} tokens of text")
     optimizer = MuonAdamW(split_by_role(model, recipe.weight_decay), lr=recipe.learning_rate)
 

@@ -2,18 +2,8 @@
 
 from pydantic import Field
 
+from limbeck.models.llama import LlamaShape
 from limbeck.settings import Settings
-
-
-class Shape(Settings):
-    """A Llama-architecture decoder."""
-
-    hidden_size: int = Field(192, gt=0)
-    layers: int = Field(5, gt=0)
-    heads: int = Field(6, gt=0)
-    key_value_heads: int = Field(2, gt=0)
-    mlp_size: int = Field(512, gt=0)
-    context: int = Field(512, gt=0, description="longest input, in tokens")
 
 
 class TeacherRecipe(Settings):
@@ -22,7 +12,7 @@ class TeacherRecipe(Settings):
     seed: int = 1
     vocabulary: int = Field(4096, ge=300)
     tokenizer_exercises: int = Field(40_000, ge=0, description="exercises mixed into the tokenizer's training text")
-    shape: Shape = Shape()
+    shape: LlamaShape = LlamaShape()
     steps: int = Field(3600, gt=0)
     text_rows: int = Field(4, gt=0, description="text windows a step")
     text_length: int = Field(512, gt=0, description="predictions in a text window")
@@ -35,7 +25,7 @@ class TeacherRecipe(Settings):
 
 
 QUICK = TeacherRecipe(
-    shape=Shape(hidden_size=96, layers=3, heads=3, key_value_heads=1, mlp_size=256, context=512),
+    shape=LlamaShape(hidden_size=96, layers=3, heads=3, key_value_heads=1, mlp_size=256, context=512),
     tokenizer_exercises=4_000,
     steps=150,
     text_rows=4,

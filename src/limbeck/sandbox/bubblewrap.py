@@ -22,6 +22,7 @@ from limbeck.sandbox.process import CANDIDATE, resource_limits, run_candidate
 
 INSIDE = "/candidate.py"
 SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 PACKAGE_FOLDERS = ("site-packages", "dist-packages")
 
 
@@ -50,7 +51,7 @@ def why_unavailable() -> str | None:
     try:
         BubblewrapSandbox().run("def one():\n    return 1\n", [Call("one")])
     except LimbeckError as error:
-        return f"{binary} cannot make a sandbox here: {error} Allow unprivileged user namespaces for it."
+        return f"{binary} cannot make a sandbox here: {error} Often unprivileged user namespaces are not allowed."
     return None
 
 
@@ -58,7 +59,7 @@ def _command(limits: Limits) -> list[str]:
     """Return the command up to the answer descriptor's number.
 
     `/proc` is read-only because whoever starts this as root is still root to the kernel's settings in `/proc/sys`, and
-    `/dev` and `/` because they are memory that nothing else limits.
+    `/` because it is memory that nothing else limits. Of devices there are only those that hold nothing.
     """
     namespaces = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
     return [
@@ -70,7 +71,8 @@ def _command(limits: Limits) -> list[str]:
         *("--cap-drop", "ALL", "--new-session", "--die-with-parent", "--clearenv"),
         *_binds(),
         *("--ro-bind", str(CANDIDATE), INSIDE),
-        *("--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
+        *("--proc", "/proc", "--remount-ro", "/proc", "--dir", "/dev"),
+        *(part for device in DEVICES for part in ("--dev-bind", device, device)),
         *("--size", str(limits.file_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),  # noqa: S108 - its own
         *(_interpreter(), "-I", "-S", "-B", INSIDE),
     ]

@@ -1,6 +1,6 @@
 """The public web application: read-only, no authentication, nothing of the server's inside in any answer.
 
-Every path answers GET (and HEAD) alone. Every answer carries a Content-Security-Policy that allows no script and no
+Every path answers GET alone. Every answer carries a Content-Security-Policy that allows no script and no
 request to anywhere, the page's own style sheet excepted. Every error is `{"error": {"code", "message"}}`.
 """
 
@@ -55,7 +55,7 @@ def create_app(reader: ArenaReader) -> FastAPI:
             response.headers["Access-Control-Allow-Origin"] = "*"  # public data, no credentials
         return response
 
-    @app.api_route("/", methods=["GET", "HEAD"], response_class=HTMLResponse, include_in_schema=False)
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def home() -> str:
         return home_page(reader)
 

@@ -1,7 +1,8 @@
 """Check `tokenizer`: the candidate cuts text exactly as the teacher does.
 
-Files equal to the teacher's need no loading, nor does another vocabulary. What remains is loaded by `tokenizer_probe` in a process of its own, under a
-limit of processor time, because parsing a stranger's tokenizer may crash or hang whoever does it.
+Files equal to the teacher's need no loading, nor does another vocabulary. What remains is loaded by `tokenizer_probe`
+in a process of its own, under a limit of processor time, because parsing a stranger's tokenizer may crash or hang
+whoever does it.
 """
 
 import json

@@ -131,7 +131,7 @@ def encode_groups(
 def _look(data: Any, at: int) -> int:
     """Return the next bits at the top of a 56-bit number."""
     byte = at >> 3
-    word = 0
+    word: Any = 0
     for index in range(7):
         word = (word << 8) | np.int64(data[byte + index])
     return (word << (at & 7)) & ((1 << WINDOW) - 1)
@@ -234,8 +234,9 @@ def decode_groups(
                     return position
 
             # by falling symbol in one pass, then by insertion within the symbols that span several levels
-            place = 0
-            for symbol in range(SYMBOLS - 1, -1, -1):
+            place: Any = 0
+            for down in range(SYMBOLS):
+                symbol = np.int64(SYMBOLS - 1 - down)
                 place += places[symbol]
                 places[symbol] = place - places[symbol]
                 opens[symbol] = places[symbol]
