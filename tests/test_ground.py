@@ -46,8 +46,9 @@ def test_a_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
-    with pytest.raises(LimbeckError, match=r"file: no space left on the disk; .* Free space in"), publish(
-        tmp_path / "file"
+    with (
+        pytest.raises(LimbeckError, match=r"file: no space left on the disk; .* Free space in"),
+        publish(tmp_path / "file"),
     ):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert list(tmp_path.iterdir()) == []

@@ -37,7 +37,8 @@ def publish(target: Path) -> Iterator[Path]:
         _discard(temporary)
         if error.errno == errno.ENOSPC:
             raise LimbeckError(
-                f"{target}: no space left on the disk; nothing was left half-written. Free space in {target.parent}, then run again."
+                f"{target}: no space left on the disk; nothing was left half-written. "
+                f"Free space in {target.parent}, then run again."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{target}: cannot be written ({error.strerror}). Choose another output folder.") from error

@@ -68,7 +68,9 @@ def test_a_sparse_signal_is_the_coarsened_dense_one(name: str, temperature: floa
     plain = get_loss(name).function(
         StudentChunk(merged(log_q)), teacher_chunk(dense_signal(merged(log_p)), torch.zeros(N, dtype=torch.long), 1.0)
     )
-    torch.testing.assert_close(value(name, log_q, topk(log_p), temperature), plain, rtol=1e-4, atol=1e-6, check_dtype=False)
+    torch.testing.assert_close(
+        value(name, log_q, topk(log_p), temperature), plain, rtol=1e-4, atol=1e-6, check_dtype=False
+    )
 
 
 @pytest.mark.parametrize("name", ["kl", "reverse_kl", "jsd"])

@@ -52,7 +52,10 @@ def test_the_update_has_the_size_of_an_adamw_step() -> None:
 
 def test_the_other_group_is_torchs_adamw() -> None:
     ours, theirs = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(5))
-    optimizers = [MuonAdamW([ours], lr=0.1, weight_decay=0.2), torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2, betas=(0.9, 0.95))]
+    optimizers = [
+        MuonAdamW([ours], lr=0.1, weight_decay=0.2),
+        torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.2, betas=(0.9, 0.95)),
+    ]
     for step in range(5):
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = torch.arange(5.0) - step

@@ -58,7 +58,7 @@ def run() -> None:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         _fail("interrupted. The same command takes it up where it stopped.", 130)
-    except Exception as error:  # noqa: BLE001 - the outermost edge: whatever it is, say what happened
+    except Exception as error:
         if debug:
             raise
         said = " ".join(str(error).split()) or "no message"

@@ -16,7 +16,9 @@ def build(
     work: Annotated[Path | None, typer.Option(help="Folder for checkpoints. Default: OUT/work.")] = None,
     quick: Annotated[bool, typer.Option(help="A smaller teacher in at most three minutes: tests the path.")] = False,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, mps.")] = "cpu",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")
+    ] = None,
 ) -> None:
     """Train the pocket teacher from scratch; stopped, the same command goes on."""
     from limbeck.pocket.build import build as build_teacher
@@ -39,7 +41,9 @@ def build(
 
 
 @pocket.command()
-def card(folder: Annotated[Path | None, typer.Argument(help="A built teacher. Default: the shipped one.")] = None) -> None:
+def card(
+    folder: Annotated[Path | None, typer.Argument(help="A built teacher. Default: the shipped one.")] = None,
+) -> None:
     """Print the teacher's model card: how it was made and what it can do."""
     from limbeck.errors import UserError
     from limbeck.pocket.world import teacher_folder

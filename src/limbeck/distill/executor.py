@@ -114,7 +114,7 @@ class _FusedLoss(torch.autograd.Function):
     """Computes gradients for hidden states, head weight and bias while the logits are there."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: torch.autograd.function.FunctionCtx,
         hidden_ND: Tensor,
         weight_VD: Tensor,
@@ -140,7 +140,7 @@ class _FusedLoss(torch.autograd.Function):
                     summed = values.sum()
                     objective = objective + term.weight * summed
                     sums[term.name] += summed.detach()
-            objective.backward()  # type: ignore[no-untyped-call]
+            objective.backward()
             total += objective.detach()
             hidden_grads.append(hidden.grad if hidden.grad is not None else torch.zeros_like(hidden))
         ctx.gradients = (  # type: ignore[attr-defined]
@@ -151,7 +151,7 @@ class _FusedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scale = grads[0]
         scaled = tuple(None if part is None else part * scale.to(part.dtype) for part in ctx.gradients)  # type: ignore[attr-defined]
         return (*scaled, None, None, None, None)
@@ -161,7 +161,7 @@ def _chunks(positions: Positions, head: OutputHead) -> Iterator[Positions]:
     step = chunk_length(head.weight.shape[0])
     for first in range(0, len(positions.targets), step):
         part = slice(first, first + step)
-        teacher = None if positions.teacher is None else at(positions.teacher, part)  # type: ignore[type-var]
+        teacher = None if positions.teacher is None else at(positions.teacher, part)
         yield Positions(positions.hidden[part], positions.targets[part], teacher)
 
 
@@ -194,9 +194,7 @@ def teacher_chunk(signal: TeacherSignal | None, targets_N: Tensor, temperature: 
             return TeacherChunk(targets_N, sparse=_topk_at(signal, temperature))
         case SampledSignal() if temperature == 1.0:
             tail = torch.full_like(signal.weights[..., 0], float("-inf"))
-            return TeacherChunk(
-                targets_N, sparse=SparseChunk(signal.ids.long(), signal.logprobs, signal.weights, tail)
-            )
+            return TeacherChunk(targets_N, sparse=SparseChunk(signal.ids.long(), signal.logprobs, signal.weights, tail))
         case _:
             raise UserError(f"a {kind_of(signal)!r} signal can't be brought to temperature {temperature:g}.")
 

@@ -59,5 +59,5 @@ class Recipe(Settings):
         LossSettings(function="cross_entropy", weight=0.5),
         LossSettings(function="kl", weight=0.5),
     )
-    optimizer: OptimizerSettings | None = Field(None, description="absent: the optimizer that training_args.optim names")
-    training_args: dict[str, Any] = {}
+    optimizer: OptimizerSettings | None = Field(None, description="absent: what training_args.optim names")
+    training_args: dict[str, Any] = Field(default_factory=dict)

@@ -23,8 +23,8 @@ from limbeck.engines.transformers import load_model, quiet
 from limbeck.errors import UserError
 from limbeck.files import digest_of, read_json, write_json
 from limbeck.progress import bar, say
-from limbeck.signals.dataset import SignalDataset, SignalRow
 from limbeck.settings import nearest
+from limbeck.signals.dataset import SignalDataset, SignalRow
 
 RESULT = "training.json"
 
@@ -111,7 +111,7 @@ def _finished(folder: Path, run: Path, identity: str) -> TrainingResult | None:
     result = read_json(run / RESULT)
     if result["identity"] != identity:
         raise UserError(
-            f"{folder}: holds the result of another recipe or dataset. Choose another output_path, or remove the folder."
+            f"{folder}: holds the student of another recipe or dataset. Choose another output_path, or remove it."
         )
     say(f"{folder}: this recipe is trained already; nothing to do")
     return TrainingResult(folder, tuple(result["history"]))
@@ -139,7 +139,9 @@ def _training_arguments(recipe: Recipe) -> tuple[TrainingArguments, int]:
     known = list(TrainingArguments.__dataclass_fields__)
     for name in given:
         if name not in known:
-            raise UserError(f"training_args.{name}: transformers.TrainingArguments has no such argument.{nearest(name, known)}")
+            raise UserError(
+                f"training_args.{name}: transformers.TrainingArguments has no such argument.{nearest(name, known)}"
+            )
     defaults = {
         "output_dir": str(run_folder(recipe.output_path)),
         "report_to": "none",

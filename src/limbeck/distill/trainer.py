@@ -14,7 +14,14 @@ import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
@@ -76,10 +83,11 @@ class DistillationTrainer(Trainer):
         """Make the optimizer that the recipe asks for."""
         if self.optimizer_settings is None:
             return super().create_optimizer(model)
-        if self.optimizer is None:
-            settings = self.optimizer_settings
-            groups = split_by_role(self.model if model is None else model, settings.weight_decay)
-            self.optimizer = MuonAdamW(groups, lr=self.args.learning_rate, momentum=settings.momentum)
+        settings = self.optimizer_settings
+        groups = split_by_role(self.model if model is None else model, settings.weight_decay)
+        self.optimizer: torch.optim.Optimizer = MuonAdamW(
+            groups, lr=self.args.learning_rate, momentum=settings.momentum
+        )
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> LengthGroupedOrder:
@@ -103,7 +111,7 @@ class DistillationTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the weighted sum of the losses; ranks are averaged by the wrapper, so each scales its own by their number.
+        """Return the weighted sum of the losses, times the number of ranks, over which the wrapper averages.
 
         Raises:
             LimbeckError: the loss is not a number; the step and the losses are named.
@@ -115,7 +123,7 @@ class DistillationTrainer(Trainer):
             shown = ", ".join(f"{name}={value.item():g}" for name, value in parts.items())
             raise LimbeckError(
                 f"step {self.state.global_step + 1}: the loss is not finite ({shown}). "
-                f"The last good checkpoint is in {self.args.output_dir}; lower the learning rate, or look at this batch."
+                f"The last good checkpoint is in {self.args.output_dir}. Lower the learning rate, or look at the batch."
             )
         for name, value in parts.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
@@ -171,9 +179,7 @@ class _Progress(TrainerCallback):
         self.bar = bar
         self.note = ""
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self.trainer._steps += 1
         self.bar.advance(note=self.note)
 

@@ -151,7 +151,9 @@ def continue_by_sampling(
             chosen = torch.multinomial(output.logits[:, -1].float().softmax(-1).cpu(), 1, generator=generator)
             written.append(chosen)
             if len(written) < max_new_tokens:
-                output = model(input_ids=chosen.to(model.device), past_key_values=output.past_key_values, use_cache=True)
+                output = model(
+                    input_ids=chosen.to(model.device), past_key_values=output.past_key_values, use_cache=True
+                )
         for row in torch.cat(written, dim=1).tolist():
             end = row.index(eos_token_id) + 1 if eos_token_id in row else len(row)
             continued.append(row[:end])

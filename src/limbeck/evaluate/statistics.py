@@ -85,8 +85,13 @@ def proportion(successes: int, trials: int, level: float = LEVEL) -> Estimate:
     return Estimate(share, max(0.0, centre - margin), min(1.0, centre + margin), trials)
 
 
-def by_cluster(values: Sequence[float] | NDArray[np.float64], clusters: Sequence[str]) -> tuple[list[str], NDArray[np.float64]]:
+def by_cluster(
+    values: Sequence[float] | NDArray[np.float64], clusters: Sequence[str]
+) -> tuple[list[str], NDArray[np.float64]]:
     """Return the distinct cluster names in order of appearance, and the sum of `values` in each."""
     names = list(dict.fromkeys(clusters))
     index = {name: position for position, name in enumerate(names)}
-    return names, np.bincount([index[name] for name in clusters], weights=values, minlength=len(names))
+    places = [index[name] for name in clusters]
+    sums = np.zeros(len(names))
+    np.add.at(sums, places, np.asarray(values, dtype=np.float64))
+    return names, sums

@@ -55,9 +55,9 @@ def exercise_batch(
     """Draw `rows` exercises for training, the families in turn, padded on the right."""
     taught = families or all_families()
     drawn: list[TokenRow] = []
-    for row in range(rows):
-        family = taught[(step * rows + row) % len(taught)]
-        item = family.draw_for_training(derive_random(seed, "exercise", step, row))
+    for place in range(rows):
+        family = taught[(step * rows + place) % len(taught)]
+        item = family.draw_for_training(derive_random(seed, "exercise", step, place))
         drawn.append(exercise_row(tokenizer, item.prompt, item.answer.written()))
     width = max(len(row.ids) for row in drawn)
     ids = torch.full((rows, width), tokenizer.pad_token_id)

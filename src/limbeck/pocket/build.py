@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from limbeck.data.tokenizer import train_tokenizer
 from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
-from limbeck.models.llama import new_llama
 from limbeck.files import digest_of, publish, read_json, write_json
+from limbeck.models.llama import new_llama
 from limbeck.pocket.batches import IGNORED, Batch, exercise_batch, text_windows, token_stream
 from limbeck.pocket.corpus import Corpus, load_corpus
 from limbeck.pocket.exercises import all_families
@@ -89,9 +89,9 @@ def build(recipe: TeacherRecipe, work: Path, device: str = "cpu") -> Built:
             text = text_windows(stream, seed=recipe.seed, step=step, rows=recipe.text_rows, length=recipe.text_length)
             exercises = exercise_batch(tokenizer, seed=recipe.seed, step=step, rows=recipe.exercise_rows)
             text_loss = _loss(model, text, device)
-            text_loss.backward()  # type: ignore[no-untyped-call]
+            text_loss.backward()
             exercise_loss = _loss(model, exercises, device)
-            exercise_loss.backward()  # type: ignore[no-untyped-call]
+            exercise_loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -1,6 +1,5 @@
 """The pocket teacher's model card: how it was made, and what it can do, measured on the weights as shipped."""
 
-import json
 import math
 import platform
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from limbeck.distill.losses import get_loss
 from limbeck.engines.transformers import final_hidden, load_model, output_head
 from limbeck.evaluate.axes import generate
 from limbeck.evaluate.skills import AxisResult, ask
-from limbeck.files import publish, read_json, sha256_file, write_json, write_text
+from limbeck.files import read_json, sha256_file, write_json, write_text
 from limbeck.pocket.batches import token_stream
 from limbeck.pocket.build import Built
 from limbeck.pocket.corpus import Corpus
@@ -61,14 +60,14 @@ class Card:
 
 
 def save_teacher(built: Built, recipe: TeacherRecipe, corpus: Corpus, folder: Path) -> Card:
-    """Write weights (bf16 safetensors), tokenizer, `card.json` and `README.md` to `folder`, measuring what is written."""
+    """Write weights (bf16 safetensors), tokenizer and card to `folder`; what is written is what is measured."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
     built.model.to("cpu", torch.bfloat16).save_pretrained(folder)
     built.tokenizer.save_pretrained(folder)
-    with publish(folder / "tokenizer.json") as temporary:  # one line, as the library reads it, half the bytes
-        serialised = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-        temporary.write_text(json.dumps(serialised, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+    load_tokenizer(folder).save_pretrained(folder)  # as loading and saving leaves it: a student's copy has these bytes
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)
 
     model, tokenizer = load_model(folder), load_tokenizer(folder)
     say("Measuring the teacher on held-out text and exercises")
@@ -82,7 +81,9 @@ def save_teacher(built: Built, recipe: TeacherRecipe, corpus: Corpus, folder: Pa
         bits_per_byte=text_bits_per_byte(model, tokenizer, corpus),
         trigram_bits_per_byte=_trigram_bits_per_byte(tokenizer, corpus),
         families=tuple(
-            FamilyScore(result.axis.removeprefix("pocket_"), result.accuracy.value, result.accuracy.low, result.accuracy.high)
+            FamilyScore(
+                result.axis.removeprefix("pocket_"), result.accuracy.value, result.accuracy.low, result.accuracy.high
+            )
             for result in ask_families(model, tokenizer, CARD_SEED, ITEMS_A_FAMILY)
         ),
         training_seconds=round(built.seconds),
@@ -144,7 +145,7 @@ def _as_text(card: Card) -> str:
     shape = recipe.shape
     mastered = sum(score.accuracy >= 0.8 for score in card.families)
     rows = "\n".join(
-        f"| {score.family} | {score.accuracy:.0%} | {score.low:.0%} – {score.high:.0%} |" for score in card.families
+        f"| {score.family} | {score.accuracy:.0%} | {score.low:.0%} to {score.high:.0%} |" for score in card.families
     )
     settings = "\n".join(f"{name}: {value}" for name, value in recipe.model_dump(exclude={"shape"}).items())
     return f"""# The pocket teacher

@@ -21,10 +21,10 @@ from typing import Any
 import yaml
 
 from limbeck.data.capture import capture_file
+from limbeck.data.chat import prompt_ids
 from limbeck.distill.recipe import Recipe
 from limbeck.distill.train import TrainingResult, train
 from limbeck.engines.transformers import answer_greedily
-from limbeck.data.chat import prompt_ids
 from limbeck.errors import LimbeckError, UserError
 from limbeck.evaluate.axes import generate
 from limbeck.evaluate.statistics import Estimate
@@ -121,7 +121,9 @@ def _claim(out: Path, seed: int, budget: Budget) -> None:
     wanted = {"seed": seed, "budget": asdict(budget)}
     if (out / STATE).exists():
         if read_json(out / STATE) != wanted:
-            raise UserError(f"{out}: holds a demo of another seed or budget. Choose another --out, or remove the folder.")
+            raise UserError(
+                f"{out}: holds a demo of another seed or budget. Choose another --out, or remove the folder."
+            )
     else:
         write_json(out / STATE, wanted)
 

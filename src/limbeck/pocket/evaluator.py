@@ -101,9 +101,13 @@ class PocketMeasurement:
         passages = [_Passage(tuple(prompt), 0) for prompt in prompts]
         if self.spec.max_new_tokens:
             continued = continue_by_sampling(
-                self._teacher, prompts, max_new_tokens=self.spec.max_new_tokens,
-                seed=derive_seed(self.spec.seed, "continuations"), batch_size=BATCH, eos_token_id=tokenizer.eos_token_id,
-            )  # fmt: skip
+                self._teacher,
+                prompts,
+                max_new_tokens=self.spec.max_new_tokens,
+                seed=derive_seed(self.spec.seed, "continuations"),
+                eos_token_id=tokenizer.eos_token_id,
+                batch_size=BATCH,
+            )
             passages = [
                 _Passage((*prompt, *more), len(prompt) - 1) for prompt, more in zip(prompts, continued, strict=True)
             ]

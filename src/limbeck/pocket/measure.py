@@ -59,18 +59,14 @@ class Measurement:
     overall: Estimate
 
 
-def measure_student(
-    name: str, student: str | Path, teacher: PreTrainedModel, settings: MeasureSettings
-) -> Measurement:
+def measure_student(name: str, student: str | Path, teacher: PreTrainedModel, settings: MeasureSettings) -> Measurement:
     """Measure the model in the folder `student` against `teacher`.
 
     Raises:
         UserError: the student can't be loaded, or has another vocabulary than the teacher.
     """
     model, tokenizer = load_model(student), load_tokenizer(student)
-    rows = held_out_rows(
-        load_corpus(), tokenizer, length=settings.row_length, rows_a_document=settings.rows_a_document
-    )
+    rows = held_out_rows(load_corpus(), tokenizer, length=settings.row_length, rows_a_document=settings.rows_a_document)
     with bar(f"comparing {name} with the teacher", len(rows)) as shown:
         measured = measure(model, teacher, rows, on_row=shown.advance)
     results = ask_families(model, tokenizer, settings.seed, settings.items_a_family)
@@ -117,7 +113,7 @@ def save_measurement(path: Path, measurement: Measurement) -> None:
 def load_measurement(path: Path) -> Measurement:
     """Read what `save_measurement` wrote."""
     data: dict[str, Any] = read_json(path)
-    divergences = {
+    divergences: dict[str, Any] = {
         key: Estimate(**value) if isinstance(value, dict) else value for key, value in data.pop("divergences").items()
     }
     return Measurement(

@@ -6,13 +6,14 @@ from pathlib import Path
 from limbeck import __version__
 from limbeck.distill.train import TrainingResult
 from limbeck.evaluate.statistics import Estimate
-from limbeck.pages.cells import Badge, Column, Key
+from limbeck.pages.cells import Badge, Cell, Column, Key
 from limbeck.pages.numbers import Interval
 from limbeck.pages.plots import Bars, Series, bars_with_intervals, curves, paired_differences
 from limbeck.pages.report import Fact, Report
 from limbeck.pocket.crowning import Crowning
 from limbeck.pocket.measure import Measurement, kl_difference
 
+CURVE_POINTS = 40
 OUTCOME_TONES = {"crowned": "good", "held": "good", "lost": "muted", "dethroned": "muted", "disqualified": "bad"}
 
 
@@ -36,7 +37,9 @@ def write_report(
     report.facts(
         {
             "KL saved by distillation": Fact(
-                f"{saved.value:.3f} nats", f"{saved.low:.3f} to {saved.high:.3f} a token", tone="good" if saved.low > 0 else "bad"
+                f"{saved.value:.3f} nats",
+                f"{saved.low:.3f} to {saved.high:.3f} a token",
+                tone="good" if saved.low > 0 else "bad",
             ),
             "Distilled, from the teacher": _fact(measured["distilled"].divergences.kl, "nats a token"),
             "Hard labels, from the teacher": _fact(measured["hard labels"].divergences.kl, "nats a token"),
@@ -64,18 +67,27 @@ def _training(report: Report, trained: Mapping[str, TrainingResult]) -> None:
         "Both students have one shape, began from the same weights and read the same rows in the same order. One "
         "learned only which token came next; the other also learned what the teacher thought of every other token.",
     )
-    series = [
-        Series(name, [entry["step"] for entry in result.history], [entry["cross_entropy"] for entry in result.history])
-        for name, result in trained.items()
-    ]
-    report.figure(curves(series, "step", "cross-entropy, nats a token"), "Cross-entropy with the text on training rows.")
-    kl = [
-        Series(name, [entry["step"] for entry in result.history], [entry["kl"] for entry in result.history])
-        for name, result in trained.items()
-        if result.history and "kl" in result.history[0]
-    ]
-    if kl:
-        report.figure(curves(kl, "step", "KL, nats a token"), "KL from the captured signals on training rows.")
+    report.figure(
+        curves(_smoothed(trained, "cross_entropy"), "step", "cross-entropy, nats a token"),
+        "Cross-entropy with the next token, on the training rows of about a fortieth of the run.",
+    )
+    report.figure(
+        curves(_smoothed(trained, "kl"), "step", "KL, nats a token"),
+        "KL from the captured signals, likewise; the student of hard labels never sees it.",
+    )
+
+
+def _smoothed(trained: Mapping[str, TrainingResult], loss: str) -> list[Series]:
+    """Return one curve a student that was trained on `loss`: means over stretches of its history."""
+    series = []
+    for name, result in trained.items():
+        entries = [entry for entry in result.history if loss in entry]
+        width = max(1, -(-len(entries) // CURVE_POINTS))
+        parts = [entries[first : first + width] for first in range(0, len(entries), width)]
+        if parts:
+            steps = [sum(entry["step"] for entry in part) / len(part) for part in parts]
+            series.append(Series(name, steps, [sum(entry[loss] for entry in part) / len(part) for part in parts]))
+    return series
 
 
 def _divergences(report: Report, measured: Mapping[str, Measurement]) -> None:
@@ -86,7 +98,7 @@ def _divergences(report: Report, measured: Mapping[str, Measurement]) -> None:
         "student ever saw, exact over the whole vocabulary. Tokens of one file are not independent, so intervals are "
         "clustered by file.",
     )
-    rows = [
+    rows: list[list[Cell]] = [
         [
             name,
             _interval(one.divergences.kl),
@@ -190,7 +202,8 @@ def _arena(report: Report, crowning: Crowning) -> None:
         + ".",
     )
     report.note(
-        f"The verdict was made again from the stored evidence and is identical to the byte ({crowning.replayed[:16]}…); "
-        f"the log of {crowning.events} hash-chained events is whole. `limbeck verify last --arena-dir …/arena` repeats this.",
+        f"The verdict was made again from the stored evidence and is identical to the byte "
+        f"({crowning.replayed[:16]}…); the log of {crowning.events} hash-chained events is whole. "
+        "`limbeck verify last --arena-dir …/arena` repeats this.",
         kind="good",
     )

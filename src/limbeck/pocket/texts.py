@@ -29,15 +29,14 @@ def write_training_text(path: Path, corpus: Corpus, *, seed: int, texts: int, ex
     documents = corpus.documents["train"]
     chosen = rng.choices(documents, weights=[len(document.text) for document in documents], k=texts)
     records: list[dict[str, str]] = [
-        {"document": document.path, "text": _excerpt(document, rng.randrange(len(document.text)))} for document in chosen
+        {"document": document.path, "text": _excerpt(document, rng.randrange(len(document.text)))}
+        for document in chosen
     ]
     families = all_families()
     for index in range(exercises):
         family = families[index % len(families)]
         item = family.draw_for_training(derive_random(seed, "training exercise", index))
-        records.append(
-            {"document": family.name, "prompt": item.prompt, "response": f"Answer: {item.answer.written()}"}
-        )
+        records.append({"document": family.name, "prompt": item.prompt, "response": f"Answer: {item.answer.written()}"})
     rng.shuffle(records)
     with publish(path) as temporary:
         temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

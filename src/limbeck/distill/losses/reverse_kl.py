@@ -14,7 +14,7 @@ from limbeck.distill.losses.expectation import expectation, weighted
 from limbeck.distill.losses.registry import StudentChunk, TeacherChunk, loss
 from limbeck.signals.tail import log_complement
 
-# A teacher's tail of rounding size would charge the student without bound: e^-30 is far below float32's resolution of 1.
+# A teacher's tail of rounding size would charge the student without bound: e^-30 is far below float32's resolution.
 LOG_FLOOR = -30.0
 
 

@@ -54,5 +54,7 @@ def generate(name: str, *, seed: str | int, count: int, difficulty: int | None =
                 items.append(item)
                 break
         else:
-            raise LimbeckError(f"axis {name}: fewer than {count} different items at difficulty {difficulty or 'default'}.")
+            raise LimbeckError(
+                f"axis {name}: fewer than {count} different items at difficulty {difficulty or 'default'}."
+            )
     return ItemSet(name, tuple(items))

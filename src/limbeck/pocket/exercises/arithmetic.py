@@ -26,14 +26,14 @@ def subtraction(rng: Random, digits: int) -> Item:
     return Item(f"{a} - {b} = ?", Integer(a - b), operands=f"{a} {b}")
 
 
-@exercise("multiplication", difficulty=Scale(low=2, default=2, high=4, unit="digits of the first factor, or a leading 1 more"))
+@exercise("multiplication", difficulty=Scale(low=2, default=2, high=4, unit="digits behind a leading 0 or 1"))
 def multiplication(rng: Random, digits: int) -> Item:
     """Multiply a number by one digit."""
     a, b = rng.randrange(2 * 10**digits), rng.randint(2, 9)
     return Item(f"{a} * {b} = ?", Integer(a * b), operands=f"{a} {b}")
 
 
-@exercise("remainder", difficulty=Scale(low=2, default=2, high=4, unit="digits of the dividend, or a leading 1 more"))
+@exercise("remainder", difficulty=Scale(low=2, default=2, high=4, unit="digits behind a leading 0 or 1"))
 def remainder(rng: Random, digits: int) -> Item:
     """Give the remainder of a division by one digit."""
     a, b = rng.randrange(2 * 10**digits), rng.randint(2, 9)

@@ -7,7 +7,10 @@ from limbeck.evaluate.axes.registry import Item, Scale
 from limbeck.pocket.exercises.registry import exercise
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-NAMES = "Ann Ben Cid Dora Eve Finn Gus Hal Ida Jon Kim Leo Max Nora Otto Pia Quin Ray Sue Tom Uma Vic Wes Zoe".split()
+NAMES = (
+    "Ann", "Ben", "Cid", "Dora", "Eve", "Finn", "Gus", "Hal", "Ida", "Jon", "Kim", "Leo",
+    "Max", "Nora", "Otto", "Pia", "Quin", "Ray", "Sue", "Tom", "Uma", "Vic", "Wes", "Zoe",
+)  # fmt: skip
 
 
 @exercise("lookup", difficulty=Scale(low=2, default=5, high=24, unit="pairs"))

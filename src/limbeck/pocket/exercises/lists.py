@@ -51,4 +51,6 @@ def copy_by_key(rng: Random, count: int) -> Item:
     rows = [" ".join(rng.choices(LETTERS, k=4)) for _ in keys]
     wanted = rng.randrange(count)
     table = "\n".join(f"{key} : {row}" for key, row in zip(keys, rows, strict=True))
-    return Item(f"Copy the row {keys[wanted]} .\n{table}", Words(rows[wanted]), operands=f"{keys[wanted]} {rows[wanted]}")
+    return Item(
+        f"Copy the row {keys[wanted]} .\n{table}", Words(rows[wanted]), operands=f"{keys[wanted]} {rows[wanted]}"
+    )
