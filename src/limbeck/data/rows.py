@@ -64,7 +64,10 @@ def _rows_of(
 ) -> Iterator[NamedRow]:
     document = str(record.get("document", place))
     if "text" in record:
-        ids = [*tokenizer(str(record["text"]), add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        ids = [
+            *tokenizer(str(record["text"]), add_special_tokens=False, verbose=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
         for first in range(0, len(ids), sequence_length):
             part = ids[first : first + sequence_length]
             if len(part) > 1:

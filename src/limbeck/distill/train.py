@@ -5,6 +5,7 @@ the kind of signal, the tokenizer against the student's. A run that was killed g
 checkpoint, with the same data in the same order; a run that had finished is not run again.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from limbeck.settings import nearest
 from limbeck.signals.dataset import SignalDataset, SignalRow
 
 RESULT = "training.json"
+SHARDS_KEPT = 64  # rows are drawn from anywhere: a shard that is dropped is read again at once
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,9 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
         )  # fmt: skip
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     history = tuple(entry for entry in trainer.state.log_history if "loss" in entry)
-    student.eval().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    with quiet():
+        student.eval().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     write_json(
         run / RESULT,
         {"identity": identity, "recipe": recipe.model_dump(mode="json"), "data": dataset.digest, "history": history},
@@ -161,7 +164,7 @@ def _steps(arguments: TrainingArguments, rows: int) -> int:
     if arguments.max_steps > 0:
         return arguments.max_steps
     rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return max(1, int(rows // rows_a_step * arguments.num_train_epochs))
+    return max(1, math.ceil(math.ceil(rows / rows_a_step) * arguments.num_train_epochs))
 
 
 class _Rows(Dataset[SignalRow]):
@@ -170,6 +173,7 @@ class _Rows(Dataset[SignalRow]):
     def __init__(self, dataset: SignalDataset, longest: int, *, decode: bool) -> None:
         self.dataset = dataset
         self.decode = decode
+        dataset.keep_shards(SHARDS_KEPT)
         if dataset.longest > longest:
             raise UserError(
                 f"sequence_length: the dataset has a row of {dataset.longest} tokens, more than {longest}. "
@@ -181,3 +185,7 @@ class _Rows(Dataset[SignalRow]):
 
     def __getitem__(self, index: int) -> SignalRow:
         return self.dataset.row(index, decode=self.decode)
+
+    def __getitems__(self, indices: list[int]) -> list[SignalRow]:
+        """Return the rows of a batch; those of one shard are decoded together."""
+        return self.dataset.rows(indices, decode=self.decode)

@@ -28,6 +28,7 @@ from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
 from limbeck.distill.recipe import OptimizerSettings
 from limbeck.distill.sampling import LengthGroupedOrder
 from limbeck.distill.student import DistilledStudent
+from limbeck.engines.transformers import quiet
 from limbeck.errors import LimbeckError
 from limbeck.files import write_json
 from limbeck.progress import Bar
@@ -141,8 +142,9 @@ class DistillationTrainer(Trainer):
         """Save the student alone, as safetensors, with its tokenizer."""
         folder = output_dir or self.args.output_dir
         student: DistilledStudent = self.accelerator.unwrap_model(self.model)
-        student.student.save_pretrained(folder)
-        self.processing_class.save_pretrained(folder)
+        with quiet():
+            student.student.save_pretrained(folder)
+            self.processing_class.save_pretrained(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         student: DistilledStudent = self.accelerator.unwrap_model(self.model if model is None else model)

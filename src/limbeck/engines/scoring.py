@@ -17,7 +17,7 @@ from limbeck.errors import UserError
 from limbeck.settings import Settings
 from limbeck.signals.codecs.topk_spec import TopkSpec
 from limbeck.signals.sparse import topk_of_logits
-from limbeck.signals.stacking import ABSENT, concatenate
+from limbeck.signals.stacking import ABSENT, concatenate, split
 from limbeck.signals.types import DenseSignal, OutputHead, TeacherSignal, TokenSignal, tensors_of
 
 CHUNK_LOGITS = 1 << 23
@@ -48,15 +48,16 @@ def score_rows(
     found: list[TeacherSignal | None] = [None] * len(rows)
     for batch in _batches([len(ids) for ids, _ in rows], batch_tokens):
         ids_BT = torch.nn.utils.rnn.pad_sequence([rows[row][0] for row in batch], batch_first=True)
-        hidden_BTD = final_hidden(model, ids_BT.to(model.device))
+        counted_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
         for place, row in enumerate(batch):
-            ids, trained = rows[row]
-            counted_T = torch.zeros_like(trained)
-            counted_T[:-1] = trained[1:]
-            targets = torch.roll(ids, -1)[counted_T]
-            hidden_ND = hidden_BTD[place, : len(ids)][counted_T.to(model.device)]
-            found[row] = _spread(_signal(hidden_ND, targets, head, spec), counted_T)
-            on_row(len(ids))
+            trained = rows[row][1]
+            counted_BT[place, : len(trained) - 1] = trained[1:]
+        hidden_BTD = final_hidden(model, ids_BT.to(model.device))
+        targets = torch.roll(ids_BT, -1, dims=1)[counted_BT]
+        signal = _signal(hidden_BTD[counted_BT.to(model.device)], targets, head, spec)
+        for row, counted, part in zip(batch, counted_BT, split(signal, counted_BT.sum(1).tolist()), strict=True):
+            found[row] = _spread(part, counted[: len(rows[row][0])])
+            on_row(len(rows[row][0]))
     return [signal for signal in found if signal is not None]
 
 

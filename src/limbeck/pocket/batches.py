@@ -32,7 +32,7 @@ class Batch:
 
 def token_stream(tokenizer: PreTrainedTokenizerBase, documents: tuple[Document, ...]) -> NDArray[np.int32]:
     """Return the ids of all documents, each followed by the end-of-text token."""
-    encoded = tokenizer([document.text for document in documents], add_special_tokens=False)["input_ids"]
+    encoded = tokenizer([document.text for document in documents], add_special_tokens=False, verbose=False)["input_ids"]
     return np.concatenate([np.asarray([*ids, tokenizer.eos_token_id], dtype=np.int32) for ids in encoded])
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from limbeck.data.tokenizer import load_tokenizer, tokenizer_digest
 from limbeck.distill.executor import Positions, Term, token_values
 from limbeck.distill.losses import get_loss
-from limbeck.engines.transformers import final_hidden, load_model, output_head
+from limbeck.engines.transformers import final_hidden, load_model, output_head, quiet
 from limbeck.evaluate.axes import generate
 from limbeck.evaluate.skills import AxisResult, ask
 from limbeck.files import read_json, sha256_file, write_json, write_text
@@ -63,9 +63,12 @@ def save_teacher(built: Built, recipe: TeacherRecipe, corpus: Corpus, folder: Pa
     """Write weights (bf16 safetensors), tokenizer and card to `folder`; what is written is what is measured."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CARD).unlink(missing_ok=True)
-    built.model.to("cpu", torch.bfloat16).save_pretrained(folder)
-    built.tokenizer.save_pretrained(folder)
-    load_tokenizer(folder).save_pretrained(folder)  # as loading and saving leaves it: a student's copy has these bytes
+    with quiet():
+        built.model.to("cpu", torch.bfloat16).save_pretrained(folder)
+        built.tokenizer.save_pretrained(folder)
+        load_tokenizer(folder).save_pretrained(
+            folder
+        )  # as loading and saving leaves it: a student's copy has these bytes
     for path in folder.glob("*.safetensors"):
         path.chmod(0o644)
 

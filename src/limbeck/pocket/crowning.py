@@ -124,15 +124,25 @@ def _told(arena: LocalArena, verdict: Verdict, names: dict[str, str], digest: st
         round_id=verdict.round_id,
         names=names,
         king=king,
-        reason=verdict.words,
+        reason=_with_names(verdict.words, names),
         kl={standing.commitment: standing.kl for standing in verdict.standings},
-        outcomes={standing.commitment: (standing.outcome.value, standing.reason) for standing in verdict.standings},
+        outcomes={
+            standing.commitment: (standing.outcome.value, _with_names(standing.reason, names))
+            for standing in verdict.standings
+        },
         per_prompt=per_prompt,
         difference=_difference(per_prompt, king),
         weights={str(uid): weight for uid, weight in weights.items()},
         events=arena.store.verify_events(),
         replayed=digest,
     )
+
+
+def _with_names(words: str, names: dict[str, str]) -> str:
+    """Return a sentence with what the students are called in place of their commitments."""
+    for commitment, name in names.items():
+        words = words.replace(commitment, f"the student of {name}" if name == "hard labels" else f"the {name} student")
+    return words[:1].upper() + words[1:]
 
 
 def _difference(per_prompt: dict[str, tuple[float, ...]], king: str) -> tuple[float, float | None, float | None]:

@@ -91,7 +91,7 @@ def run_demo(out: Path, *, seed: int, budget: Budget) -> None:
     crowning = _crown(out, seed, budget)
     report = _report(out, trained, measured, crowning)
     print_summary(list(measured.values()))
-    say(f"King: [bold]{crowning.names[crowning.king]}[/bold] ({crowning.reason})")
+    say(crowning.reason)
     check_distilled_is_closer(measured["hard labels"], measured["distilled"])
     say("The report, with every figure and its interval:")
     print(report)

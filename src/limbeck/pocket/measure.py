@@ -130,23 +130,23 @@ def load_measurement(path: Path) -> Measurement:
 
 def print_summary(measurements: Sequence[Measurement]) -> None:
     """Print one table of all models, and one of their exercises."""
-    table = Table(title="Held-out text (95 % intervals by document)", title_justify="left")
-    table.add_column("")
+    table = Table(title="Held-out text and exercises, with 95 % intervals", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
     for measured in measurements:
-        table.add_column(measured.name, justify="right")
+        table.add_column(measured.name, justify="right", no_wrap=True, style="bold")
     for title, get, digits in (
-        ("KL(teacher || model), nats/token", lambda m: m.divergences.kl, 4),
-        ("KL(model || teacher), nats/token", lambda m: m.divergences.reverse_kl, 4),
-        ("same first token as the teacher", lambda m: m.divergences.agreement, 3),
+        ("KL from teacher", lambda m: m.divergences.kl, 3),
+        ("KL to teacher", lambda m: m.divergences.reverse_kl, 3),
+        ("same first token", lambda m: m.divergences.agreement, 3),
         ("bits per byte", lambda m: m.divergences.bits_per_byte, 3),
-        ("exercises answered right", lambda m: m.overall, 3),
+        ("exercises right", lambda m: m.overall, 3),
     ):
         table.add_row(title, *(shown(get(measured), digits) for measured in measurements))
     for family in sorted(measurements[0].families):
-        table.add_row(f"  {family}", *(shown(measured.families[family], 2) for measured in measurements), style="dim")
+        table.add_row(family, *(shown(measured.families[family], 2) for measured in measurements), style="dim")
     console.print(table)
 
 
 def shown(estimate: Estimate, digits: int) -> str:
-    """Return an estimate as `value [low, high]`."""
-    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+    """Return an estimate as `value (low-high)`."""
+    return f"{estimate.value:.{digits}f} ({estimate.low:.{digits}f}-{estimate.high:.{digits}f})"

@@ -57,7 +57,7 @@ def text_rows(
     """Return rows of at most `length` tokens, evenly spread over each document, none overlapping another."""
     rows = []
     for document in documents:
-        encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True)
+        encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
         starts = [first for first in range(0, len(ids), length) if len(ids) - first > 1]
         step = max(1, len(starts) // rows_a_document)
