@@ -99,9 +99,11 @@ class DatasetWriter:
         """
         if missing := self.missing_ranges():
             raise LimbeckError(f"{self.folder}: {len(missing)} shards are missing, the first of samples {missing[0]}.")
-        self._save(complete=True)
+        if not (there := load_manifest(self.folder)).complete:
+            self._save(complete=True)
+            there = load_manifest(self.folder)
         self.close()
-        return load_manifest(self.folder)
+        return there
 
     def _take_up(self) -> dict[int, ShardRecord]:
         """Return the shards that are there, after checking whose they are and clearing what a killed writer left."""
