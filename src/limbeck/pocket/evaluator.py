@@ -95,7 +95,9 @@ class PocketMeasurement:
         while len(prompts) < self.spec.prompts:
             document = rng.choices(documents, weights=[len(document.text) for document in documents])[0]
             start = document.text.rfind("\n", 0, rng.randrange(len(document.text))) + 1
-            ids = tokenizer(document.text[start : start + 8 * length], add_special_tokens=False)["input_ids"][:length]
+            ids = tokenizer(document.text[start : start + 8 * length], add_special_tokens=False, verbose=False)[
+                "input_ids"
+            ][:length]
             if len(ids) == length and ids not in prompts:
                 prompts.append(ids)
         passages = [_Passage(tuple(prompt), 0) for prompt in prompts]

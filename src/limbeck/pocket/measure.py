@@ -19,7 +19,7 @@ from limbeck.files import read_json, write_json
 from limbeck.pocket.card import ask_families
 from limbeck.pocket.corpus import load_corpus
 from limbeck.pocket.texts import held_out_rows
-from limbeck.progress import bar, console
+from limbeck.progress import bar, console, say
 from limbeck.settings import Settings
 
 POSITION_BUCKETS = 16
@@ -130,7 +130,9 @@ def load_measurement(path: Path) -> Measurement:
 
 def print_summary(measurements: Sequence[Measurement]) -> None:
     """Print one table of all models, and one of their exercises."""
-    table = Table(title="Held-out text and exercises, with 95 % intervals", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="Held-out text and exercises, with 95 % intervals", title_justify="left", box=None, pad_edge=False
+    )
     table.add_column("", no_wrap=True)
     for measured in measurements:
         table.add_column(measured.name, justify="right", no_wrap=True, style="bold")
