@@ -130,9 +130,8 @@ def load_measurement(path: Path) -> Measurement:
 
 def print_summary(measurements: Sequence[Measurement]) -> None:
     """Print one table of all models, and one of their exercises."""
-    table = Table(
-        title="Held-out text and exercises, with 95 % intervals", title_justify="left", box=None, pad_edge=False
-    )
+    say("\nHeld-out text (KL in nats a token) and exercises, with 95 % intervals")
+    table = Table(box=None, pad_edge=False)
     table.add_column("", no_wrap=True)
     for measured in measurements:
         table.add_column(measured.name, justify="right", no_wrap=True, style="bold")
