@@ -1,0 +1,1 @@
+"""Benchmarks: scripts that print ratios, both sides measured in one run on one machine."""

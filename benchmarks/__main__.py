@@ -1,0 +1,25 @@
+"""`make bench`: run every benchmark, or those named on the command line, and print their tables."""
+
+import sys
+from importlib import import_module
+
+from benchmarks.timing import Row, print_table
+
+BENCHMARKS = {
+    "executor": "benchmarks.executor",
+    "topk": "benchmarks.topk",
+    "store": "benchmarks.dataset",
+}
+
+
+def main() -> None:
+    for name in sys.argv[1:] or BENCHMARKS:
+        if name not in BENCHMARKS:
+            sys.exit(f"no benchmark is called {name!r}; there are {', '.join(BENCHMARKS)}")
+        module = import_module(BENCHMARKS[name])
+        rows: list[Row] = module.run()
+        print_table(module.TITLE, rows)
+
+
+if __name__ == "__main__":
+    main()
