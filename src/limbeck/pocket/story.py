@@ -46,10 +46,10 @@ def write_report(
             "King": Fact(crowning.names[crowning.king], f"round {crowning.round_id}", tone="good"),
         }
     )
-    _training(report, trained)
     _divergences(report, measured)
     _exercises(report, measured)
     _arena(report, crowning)
+    _training(report, trained)
     report.save(path)
 
 
@@ -63,7 +63,7 @@ def _interval(estimate: Estimate) -> Interval:
 
 def _training(report: Report, trained: Mapping[str, TrainingResult]) -> None:
     report.section(
-        "Training",
+        "How they were trained",
         "Both students have one shape, began from the same weights and read the same rows in the same order. One "
         "learned only which token came next; the other also learned what the teacher thought of every other token.",
     )
