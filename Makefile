@@ -17,7 +17,7 @@ quick-demo: $(STAMP)
 	$(BIN)/limbeck demo --quick --out $(OUT)-quick
 
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks

@@ -1,4 +1,4 @@
-"""Shared by all tests: one thread a process (two processes run side by side), no network, and small worlds."""
+"""Shared by all tests: one thread a process (two processes run side by side), no network, and a small world."""
 
 import os
 
@@ -6,3 +6,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from tests.small_world import world  # the environment comes first
+
+__all__ = ["world"]

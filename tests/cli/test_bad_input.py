@@ -12,9 +12,7 @@ import pytest
 import yaml
 
 from limbeck.pocket.world import teacher_folder
-from tests.distill.conftest import recipe_data
-
-pytest_plugins = ["tests.distill.conftest"]
+from tests.small_world import recipe_data
 
 
 def limbeck(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -14,6 +14,8 @@ from limbeck.files import sha256_file
 from limbeck.pocket.demo import Budget, check_distilled_is_closer, run_demo
 from limbeck.pocket.measure import load_measurement
 
+pytestmark = pytest.mark.xdist_group("demo")  # one process makes the undisturbed demo, once
+
 SCRIPT = Path(__file__).with_name("killed.py")
 RESULTS = (
     "teacher.json",

@@ -18,7 +18,7 @@ from limbeck.distill.train import RESULT, run_folder, train
 from limbeck.engines.transformers import load_model
 from limbeck.errors import UserError
 from limbeck.settings import validate_settings
-from tests.distill.conftest import recipe_data
+from tests.small_world import recipe_data
 
 KILLED_AT_STEP_7 = """
 import os, signal, sys

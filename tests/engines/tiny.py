@@ -20,7 +20,9 @@ def tokenizer_of(vocabulary: int = 300, text: str = TEXT) -> PreTrainedTokenizer
     return train_tokenizer([text] * 3, vocabulary, TINY.context)
 
 
-def new_model(seed: int = 1, *, spread: float = 8.0, tokenizer: PreTrainedTokenizerBase | None = None) -> LlamaForCausalLM:
+def new_model(
+    seed: int = 1, *, spread: float = 8.0, tokenizer: PreTrainedTokenizerBase | None = None
+) -> LlamaForCausalLM:
     """An untrained decoder in evaluation mode whose distributions are far from uniform."""
     model = new_llama(TINY, tokenizer or tokenizer_of(), seed)
     with torch.no_grad():

@@ -126,7 +126,9 @@ def test_a_secret_in_another_process_s_environment_stays_there(monkeypatch: pyte
     assert attack(program).value is False
 
 
-@pytest.mark.parametrize("victim", ["os.getppid()", "1", "-1", str(os.getpid())])
+@pytest.mark.parametrize(
+    "victim", ["os.getppid()", "1", "-1", str(os.getpid())], ids=["parent", "first", "all", "host"]
+)
 def test_killing_what_it_can_reach_ends_only_itself(victim: str) -> None:
     outcome = attack(f"import os, signal\ndef f():\n    os.kill({victim}, signal.SIGKILL)\n    return 1\n")
     assert outcome.status in ("raised", "crashed", "returned")

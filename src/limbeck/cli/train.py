@@ -12,8 +12,10 @@ def train(
 ) -> None:
     """Train a student by a recipe; stopped, the same command goes on at the last checkpoint."""
     from limbeck.distill.recipe import Recipe
-    from limbeck.distill.train import train as train_student
     from limbeck.settings import load_settings
 
-    result = train_student(load_settings(recipe, Recipe, settings or []))
+    loaded = load_settings(recipe, Recipe, settings or [])  # what is wrong with a recipe is said before torch is loaded
+    from limbeck.distill.train import train as train_student
+
+    result = train_student(loaded)
     typer.echo(result.folder)

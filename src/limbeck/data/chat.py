@@ -44,12 +44,19 @@ def conversation_row(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mess
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _ids(tokenizer, messages[:index], answer_next=True)
+        before = _ids(tokenizer, messages[:index], answer_next=True) if index else _opening(tokenizer, message)
         after = _ids(tokenizer, messages[: index + 1])
         if ids[: len(before)] != before or ids[: len(after)] != after:
             raise ValueError("the chat template changes the tokens of earlier turns when later ones follow")
         trained[len(before) : len(after)] = [True] * (len(after) - len(before))
     return TokenRow(tuple(ids), tuple(trained))
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase, message: Message) -> list[int]:
+    """Return what a template writes before a first message: what an empty one and this one have in common."""
+    empty, whole = _ids(tokenizer, [{**message, "content": ""}]), _ids(tokenizer, [message])
+    shared = next((place for place, (a, b) in enumerate(zip(empty, whole, strict=False)) if a != b), len(empty))
+    return whole[:shared]
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, answer_next: bool = False) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.data.chat import TokenRow, conversation_row
+from limbeck.data.chat import Message, TokenRow, conversation_row
 from limbeck.errors import UserError
 
 
@@ -64,21 +64,17 @@ def _rows_of(
 ) -> Iterator[NamedRow]:
     document = str(record.get("document", place))
     if "text" in record:
-        ids = [
-            *tokenizer(str(record["text"]), add_special_tokens=False, verbose=False)["input_ids"],
-            tokenizer.eos_token_id,
-        ]
-        for first in range(0, len(ids), sequence_length):
-            part = ids[first : first + sequence_length]
-            if len(part) > 1:
-                yield NamedRow(document, TokenRow(tuple(part), (True,) * len(part)))
+        text = _text(record, "text", place)
+        encoded = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        for part in _cut([*encoded, tokenizer.eos_token_id], sequence_length):
+            yield NamedRow(document, TokenRow(tuple(part), (True,) * len(part)))
         return
     if "messages" in record:
-        messages = record["messages"]
+        messages = _messages(record["messages"], place)
     elif "prompt" in record and "response" in record:
         messages = [
-            {"role": "user", "content": str(record["prompt"])},
-            {"role": "assistant", "content": str(record["response"])},
+            {"role": "user", "content": _text(record, "prompt", place)},
+            {"role": "assistant", "content": _text(record, "response", place)},
         ]
     else:
         raise UserError(f"{place}: needs 'text', 'prompt' with 'response', or 'messages'; it has {sorted(record)}.")
@@ -89,3 +85,28 @@ def _rows_of(
             "Raise the sequence length, or leave it out."
         )
     yield NamedRow(document, row)
+
+
+def _cut(ids: list[int], length: int) -> Iterator[list[int]]:
+    """Yield pieces of at most `length` tokens; a last one takes a token from its neighbour rather than stand alone."""
+    starts = list(range(0, len(ids), length))
+    if len(starts) > 1 and len(ids) - starts[-1] == 1 and length > 2:
+        starts[-1] -= 1
+    for first, last in zip(starts, [*starts[1:], len(ids)], strict=True):
+        if last - first > 1:
+            yield ids[first:last]
+
+
+def _text(record: dict[str, Any], key: str, place: str) -> str:
+    if not isinstance(record[key], str):
+        raise UserError(f"{place}: {key!r} has to be a text, and is {type(record[key]).__name__}.")
+    return str(record[key])
+
+
+def _messages(value: Any, place: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{place}: 'messages' has to be a list of at least one message.")
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise UserError(f"{place}: each of 'messages' needs a 'role' and a 'content', both texts.")
+    return value

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from limbeck.engines.transformers import check_source
 from limbeck.errors import UserError
 
 PAD, EOS = "<|pad|>", "<|endoftext|>"
@@ -65,10 +66,11 @@ def load_tokenizer(folder: str | Path, revision: str | None = None) -> PreTraine
     Raises:
         UserError: there is no tokenizer there.
     """
+    check_source(folder)
     try:
         return AutoTokenizer.from_pretrained(str(folder), revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+    except Exception as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: no tokenizer can be loaded from here ({first_line}).") from error
 
 

@@ -3,20 +3,27 @@
 Loading never runs code from a repository and takes safetensors only: a pickle checkpoint is refused by name.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from limbeck.errors import UserError
 from limbeck.seeds import derive_seed
 from limbeck.signals.types import OutputHead
 
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "model.pth", "model.ckpt", "model.pkl")
 
 
@@ -35,21 +42,46 @@ def load_model(
     Raises:
         UserError: there is no such model, it is a pickle checkpoint, or its files are not what they say.
     """
-    folder = Path(name)
-    if folder.is_dir():
-        _check_folder(folder)
+    check_source(name)
+    if Path(name).is_dir():
+        _check_folder(Path(name))
     if dtype is None and torch.device(device).type == "cpu":
         dtype = torch.float32
     try:
         with quiet():
             config = AutoConfig.from_pretrained(str(name), revision=revision, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                str(name), config=config, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
-            )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{name}: no model can be loaded from here ({first_line}).") from error
+            model, report = AutoModelForCausalLM.from_pretrained(
+                str(name), config=config, revision=revision, dtype=dtype, use_safetensors=True,
+                trust_remote_code=False, output_loading_info=True,
+            )  # fmt: skip
+    except Exception as error:
+        raise UserError(f"{name}: no model can be loaded from here ({_first_line(error)}).") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"{name}: its weights lack {len(missing)} tensors that config.json calls for, {missing[0]} among them. "
+            "Save the whole model again."
+        )
     return model.to(device).eval()
+
+
+def check_source(name: str | Path) -> None:
+    """Refuse what is neither a local folder nor the name of a repository, before anything asks the network.
+
+    Raises:
+        UserError: there is no such folder, and `owner/name` it is not (or the folder `owner` is here, without `name`).
+    """
+    path = Path(name)
+    if path.is_dir():
+        return
+    if path.exists():
+        raise UserError(f"{name}: not a folder. Name the folder that holds the model.")
+    owner, slash, _ = str(name).partition("/")
+    if not slash or not REPOSITORY.fullmatch(str(name)) or Path(owner).exists():
+        raise UserError(f"{name}: no such folder, and not the name of a repository (owner/name).")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _check_folder(folder: Path) -> None:
@@ -109,10 +141,13 @@ def answer_greedily(
 
     Prompts are padded on the left and run in batches with a key-value cache, until the end-of-text token.
     """
-    settings: dict[str, Any] = {
-        "do_sample": False, "max_new_tokens": max_new_tokens, "use_cache": True,
-        "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id,
-    }  # fmt: skip
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     for first in range(0, len(prompts), batch_size):
         batch = prompts[first : first + batch_size]
         width = max(len(prompt) for prompt in batch)
@@ -121,9 +156,19 @@ def answer_greedily(
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
-        with quiet():
-            written = model.generate(ids.to(model.device), attention_mask=attention.to(model.device), **settings)
+        with quiet(), _generating_by(model, settings):
+            written = model.generate(ids.to(model.device), attention_mask=attention.to(model.device))
         yield from tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+
+
+@contextmanager
+def _generating_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Put a model's own generation settings aside: a folder's penalties or beams would bend a greedy answer."""
+    own, model.generation_config = model.generation_config, settings
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 @torch.no_grad()

@@ -36,9 +36,9 @@ class Integer:
     def accepts(self, text: str) -> bool:
         """Say whether `text` is this number and nothing else."""
         bare = _unwrapped(text).replace("\N{MINUS SIGN}", "-")
-        if re.fullmatch(r"[+-]?\d{1,3}(,\d{3})+", bare):
+        if re.fullmatch(r"[+-]?[0-9]{1,3}(,[0-9]{3})+", bare):
             bare = bare.replace(",", "")
-        return re.fullmatch(r"[+-]?\d{1,4000}", bare) is not None and int(bare) == self.value
+        return re.fullmatch(r"[+-]?[0-9]{1,4000}", bare) is not None and int(bare) == self.value
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ class Words:
 
     def accepts(self, text: str) -> bool:
         """Say whether `text` is this text and nothing else."""
-        given, gold = " ".join(_unwrapped(text).split()), " ".join(self.value.split())
-        return given.lower() == gold.lower() if self.ignore_case else given == gold
+        given = {" ".join(form.split()) for form in (text, _unwrapped(text))}
+        gold = " ".join(self.value.split())
+        if self.ignore_case:
+            return gold.lower() in {form.lower() for form in given}
+        return gold in given
 
 
 def declared_answer(response: str) -> str | None:

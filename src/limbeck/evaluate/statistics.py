@@ -82,7 +82,7 @@ def proportion(successes: int, trials: int, level: float = LEVEL) -> Estimate:
     share = successes / trials
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     margin = z / (1 + z * z / trials) * (share * (1 - share) / trials + z * z / (4 * trials**2)) ** 0.5
-    return Estimate(share, max(0.0, centre - margin), min(1.0, centre + margin), trials)
+    return Estimate(share, min(share, max(0.0, centre - margin)), max(share, min(1.0, centre + margin)), trials)
 
 
 def by_cluster(
