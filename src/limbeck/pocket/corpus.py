@@ -9,8 +9,8 @@ Not included: test suites and optional parts that distributions leave out (IDLE,
 tables that are data rather than text (the character maps of `encodings`).
 """
 
+import ast
 import hashlib
-import importlib
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,12 +78,15 @@ def _documents(library: Path) -> Iterator[Document]:
         name = path.relative_to(library).as_posix()
         if EXCLUDED.intersection(name.split("/")) or name.startswith(("_sysconfigdata", "config-")):
             continue
-        text = _topics() if name == TOPICS else path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if name == TOPICS:
+            text = _topics(text)
         if text.strip():
             yield Document(name, text[:MAX_DOCUMENT_CHARS])
 
 
-def _topics() -> str:
+def _topics(source: str) -> str:
     """Return the language reference as the prose it is, not as the string literals it is stored in."""
-    topics: dict[str, str] = importlib.import_module("pydoc_data.topics").topics
+    assigned = (node.value for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    topics: dict[str, str] = ast.literal_eval(next(assigned))
     return "\n\n".join(topics[name] for name in sorted(topics))

@@ -73,9 +73,10 @@ class PocketMeasurement:
         Raises:
             CandidateError: the model can't be loaded, or has another vocabulary.
         """
+        teacher = self._teacher  # loaded out here: a teacher that is gone is not the candidate's fault
         try:
             rows = measure(
-                load_model(model), self._teacher, [TextRow(str(i), p.ids, 0) for i, p in enumerate(self._passages)],
+                load_model(model), teacher, [TextRow(str(i), p.ids, 0) for i, p in enumerate(self._passages)],
                 batch_size=BATCH,
             )  # fmt: skip
         except UserError as error:

@@ -54,17 +54,20 @@ def text_rows(
     length: int,
     rows_a_document: int,
 ) -> list[TextRow]:
-    """Return rows of at most `length` tokens, evenly spread over each document, none overlapping another."""
+    """Return rows of at most `length` tokens, evenly spread over each document, none overlapping another.
+
+    The tokenizer has to be byte-level BPE, as the pocket world's is.
+    """
     rows = []
     for document in documents:
-        encoded = tokenizer(document.text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
+        ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
         starts = [first for first in range(0, len(ids), length) if len(ids) - first > 1]
         step = max(1, len(starts) // rows_a_document)
         for first in starts[::step][:rows_a_document]:
             last = min(first + length, len(ids)) - 1
-            predicted = document.text[offsets[first + 1][0] : offsets[last][1]]
-            rows.append(TextRow(document.path, tuple(ids[first : last + 1]), len(predicted.encode())))
+            tokens = tokenizer.convert_ids_to_tokens(ids[first + 1 : last + 1])
+            predicted = sum(map(len, tokens))  # byte-level BPE writes each byte as one character
+            rows.append(TextRow(document.path, tuple(ids[first : last + 1]), predicted))
     return rows
 
 

@@ -17,6 +17,7 @@ Probabilities = NDArray[np.float64]
 
 BUCKETS = 16
 ITERATIONS = 20
+MOST = 1 - 1e-9  # a weight of exactly 1 would leave nothing for what was never seen
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Trigram:
                 mixed = self._weights[order, bucket] * likelihood
                 share = mixed / (mixed + (1 - self._weights[order, bucket]) * lower)
                 seen = np.bincount(bucket, minlength=BUCKETS)
-                self._weights[order] = np.bincount(bucket, weights=share, minlength=BUCKETS) / np.maximum(seen, 1)
+                fitted = np.bincount(bucket, weights=share, minlength=BUCKETS) / np.maximum(seen, 1)
+                self._weights[order] = np.minimum(fitted, MOST)
 
     def nats(self, tokens: Tokens) -> float:
         """Return the negative log-likelihood of `tokens` from the third on, in nats."""

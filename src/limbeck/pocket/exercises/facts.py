@@ -34,7 +34,7 @@ def variables(rng: Random, count: int) -> Item:
     return Item(f"{shown} . {names[count - 1]} = ?", Integer(value), operands=shown)
 
 
-@exercise("two_hops", difficulty=Scale(low=3, default=4, high=16, unit="facts"))
+@exercise("two_hops", difficulty=Scale(low=3, default=4, high=12, unit="facts"))
 def two_hops(rng: Random, count: int) -> Item:
     """Find whom someone's helper helps: two facts that have to be joined, among others."""
     first, middle, last, *others = rng.sample(NAMES, 3 + 2 * (count - 2))
