@@ -5,12 +5,15 @@ zero bits. `pack_words` puts as many whole numbers as fit into each 64-bit word,
 little-endian and no number crosses from one to the next.
 """
 
+from typing import Any, TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.signals.codecs.columns import Bytes
 
 Unsigned = NDArray[np.uint64]
+Number = TypeVar("Number", bound=np.generic)
 ALIGNED = 8  # this many numbers of any width end on a byte
 
 
@@ -54,7 +57,7 @@ def unpack_bits(data_NW: Bytes, count: int, bits: int) -> Unsigned:
     groups = -(-count // ALIGNED)
     data = _padded(data_NW, groups * bits).reshape(rows, groups, bits)
     out = np.empty((rows, groups, ALIGNED), dtype=np.uint64)
-    work = np.uint32 if bits <= 32 else np.uint64
+    work: Any = np.uint32 if bits <= 32 else np.uint64  # half the memory where it is enough
     mask = work((1 << bits) - 1)
     for index in range(ALIGNED):
         value = np.zeros((rows, groups), dtype=work)
@@ -93,7 +96,7 @@ def _bytes_of(index: int, bits: int) -> list[tuple[int, int]]:
     return [(byte, end - 8 * (byte + 1)) for byte in range(first, last + 1)]
 
 
-def _padded[Number: np.generic](values: NDArray[Number], width: int) -> NDArray[Number]:
+def _padded(values: NDArray[Number], width: int) -> NDArray[Number]:
     if values.shape[1] == width:
         return values
     out = np.zeros((len(values), width), dtype=values.dtype)

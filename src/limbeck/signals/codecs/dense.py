@@ -90,4 +90,4 @@ def exact_bytes(
             raise IntegrityError(
                 f"codec {codec}: row {row} of {name} has {sizes[row]} bytes, {length} positions need {length * width}."
             )
-    return np.array(column.data[column.offsets[0] : column.offsets[-1]]).reshape(-1, width)
+    return np.array(column.data[column.offsets[0] : column.offsets[-1]]).reshape(sum(lengths), width)

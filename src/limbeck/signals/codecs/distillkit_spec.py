@@ -155,11 +155,12 @@ def read_config(data: dict[str, Any], source: str = "compression config") -> Dis
     sections = [name for name in SECTIONS if data.get(name) is not None]
     if len(sections) == 2:
         raise UserError(f"{source}: holds both {SECTIONS[0]} and {SECTIONS[1]}. Keep the one that the data are in.")
+    legacy = SECTIONS[1] in sections or (not sections and ("polynomial_degree" in data or "vocab_size" in data))
     if sections:
-        inner = data[sections[0]]
+        source, inner = f"{source}: {sections[0]}", data[sections[0]]
         if not isinstance(inner, dict):
-            raise UserError(f"{source}: {sections[0]} is a value, not a section.")
-        model = DistillkitSpec if sections[0] == SECTIONS[0] else DistillkitLegacySpec
-        return validate_settings(inner, model, f"{source}: {sections[0]}")
-    legacy = "polynomial_degree" in data or "vocab_size" in data
-    return validate_settings(data, DistillkitLegacySpec if legacy else DistillkitSpec, source)
+            raise UserError(f"{source} is a value, not a section.")
+        data = inner
+    if legacy:
+        return validate_settings(data, DistillkitLegacySpec, source)
+    return validate_settings(data, DistillkitSpec, source)
