@@ -116,7 +116,7 @@ def test_another_recipe_does_not_overwrite_a_student(uninterrupted: Path, world:
         ({"sequence_length": 16}, "sequence_length: the dataset has a row of"),
         ({"training_args": {"learning_rte": 1}}, "training_args.learning_rte: .* Did you mean 'learning_rate'"),
         ({"training_args": {"save_strategy": "often"}}, "training_args: .*often"),
-        ({"model": "nowhere"}, "nowhere: no tokenizer can be loaded"),
+        ({"model": "nowhere"}, "nowhere: no such folder"),
         ({"dataset": {"train_dataset": {"disk_path": "nowhere"}}}, "nowhere: no manifest.json here"),
     ],
 )

@@ -61,6 +61,8 @@ def capture_file(
         LimbeckError: the disk is full; what was captured stays usable.
     """
     tokenizer = load_tokenizer(model, revision)
+    if revision is None and not Path(model).is_dir():
+        raise UserError(f"{model}: a repository changes; name the revision to capture (--revision).")
     rows = list(read_rows(text, tokenizer, sequence_length))
     if not rows:
         raise UserError(f"{text}: no rows to capture. Give one JSON object a line.")

@@ -78,7 +78,10 @@ def _rows_of(
         ]
     else:
         raise UserError(f"{place}: needs 'text', 'prompt' with 'response', or 'messages'; it has {sorted(record)}.")
-    row = conversation_row(tokenizer, messages)
+    try:
+        row = conversation_row(tokenizer, messages)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}.") from error
     if len(row.ids) > sequence_length:
         raise UserError(
             f"{place}: a conversation of {len(row.ids)} tokens, more than the {sequence_length} of a row. "

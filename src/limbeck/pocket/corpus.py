@@ -78,6 +78,8 @@ def _documents(library: Path) -> Iterator[Document]:
         name = path.relative_to(library).as_posix()
         if EXCLUDED.intersection(name.split("/")) or name.startswith(("_sysconfigdata", "config-")):
             continue
+        if not path.is_file():
+            continue
         text = path.read_text(encoding="utf-8", errors="replace")
         if name == TOPICS:
             text = _topics(text)

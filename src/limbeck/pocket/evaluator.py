@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from limbeck import __version__
 from limbeck.arena.decision import PromptEvidence
 from limbeck.arena.evaluation import RoundPrompt, RoundSpec, evaluator, teacher
-from limbeck.arena.faults import CandidateError
+from limbeck.arena.faults import CandidateError, Fault, ForeignError
 from limbeck.data.tokenizer import load_tokenizer
 from limbeck.engines.transformers import continue_by_sampling, load_model
 from limbeck.errors import UserError
@@ -28,6 +28,7 @@ from limbeck.pocket.world import POCKET, teacher_folder
 from limbeck.seeds import derive_random, derive_seed
 
 BATCH = 8
+MOST_DRAWS = 1000  # a prompt; the held-out text has no passage longer than its longest file
 
 
 @teacher(POCKET)
@@ -93,7 +94,9 @@ class PocketMeasurement:
         documents = load_corpus().documents["held_out"]
         prompts: list[list[int]] = []
         length = self.spec.max_prompt_tokens
-        while len(prompts) < self.spec.prompts:
+        for _ in range(MOST_DRAWS * self.spec.prompts):
+            if len(prompts) == self.spec.prompts:
+                break
             document = rng.choices(documents, weights=[len(document.text) for document in documents])[0]
             start = document.text.rfind("\n", 0, rng.randrange(len(document.text))) + 1
             ids = tokenizer(document.text[start : start + 8 * length], add_special_tokens=False, verbose=False)[
@@ -101,6 +104,12 @@ class PocketMeasurement:
             ][:length]
             if len(ids) == length and ids not in prompts:
                 prompts.append(ids)
+        if len(prompts) < self.spec.prompts:
+            raise ForeignError(
+                f"round.prompts: only {len(prompts)} of {self.spec.prompts} passages of {length} tokens were found in "
+                "the held-out text. Ask for fewer or shorter prompts.",
+                Fault.HOST,
+            )
         passages = [_Passage(tuple(prompt), 0) for prompt in prompts]
         if self.spec.max_new_tokens:
             continued = continue_by_sampling(
@@ -140,7 +149,7 @@ def pocket_evaluator() -> PocketEvaluator:
 def _evidence(index: int, row: RowDivergence, first: int) -> PromptEvidence:
     kl, reverse_kl, agreement = row.kl[first:], row.reverse_kl[first:], row.agreement[first:]
     if not len(kl):
-        return PromptEvidence(prompt=index, tokens=0, error="the teacher's continuation is empty")
+        return PromptEvidence(prompt=index, tokens=0, error="the teacher's continuation is empty", fault=Fault.TEACHER)
     return PromptEvidence(
         prompt=index,
         tokens=len(kl),

@@ -1,4 +1,4 @@
-"""The pocket world's procedurally generated exercises, in sixteen families.
+"""The pocket world's procedurally generated exercises, in seventeen families.
 
 Everything is written so that a model of a few million parameters can learn it: letters and digits stand apart, so
 that each is one token; numbers are short; the question says all that is needed.

@@ -39,7 +39,13 @@ def complete_function(rng: Random, digits: int) -> Item:
     return Item(prompt, Words(expression))
 
 
-@exercise("call_function", difficulty=Scale(low=1, default=2, high=4, unit="digits of the argument"))
+def _no_twin(item: Item) -> bool:
+    """Say whether swapping constant and argument makes another exercise: x + 1 of 6 is not asked, nor x + 6 of 1."""
+    operator, _, given = item.operands.split()
+    return operator not in "+*" or len(given) > 1
+
+
+@exercise("call_function", asks=_no_twin, difficulty=Scale(low=1, default=2, high=4, unit="digits of the argument"))
 def call_function(rng: Random, digits: int) -> Item:
     """Say what a one-line function returns for an argument."""
     name, argument = rng.sample(LETTERS, 2)
