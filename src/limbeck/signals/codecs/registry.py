@@ -17,7 +17,7 @@ from limbeck.settings import Settings, nearest, validate_settings
 from limbeck.signals.codecs.columns import Columns
 from limbeck.signals.types import TeacherSignal
 
-BUILT_IN = ("topk", "dense", "token", "distillkit", "distillkit_legacy")
+BUILT_IN = ("topk", "dense", "token", "distillkit", "distillkit_legacy", "sampled", "hidden")
 ENTRY_POINTS = "limbeck.codecs"
 
 
