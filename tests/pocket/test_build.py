@@ -85,8 +85,8 @@ def half_written(state: object, path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "call", "first"),
     [
-        ("exercise_batch", 0, None),  # before the first checkpoint
-        ("exercise_batch", 3, None),  # between two
+        ("exercise_batches", 0, None),  # before the first checkpoint
+        ("exercise_batches", 3, None),  # between two
         ("torch.save", 1, half_written),  # in the middle of the second
         ("write_json", 1, None),  # the state is there, the pointer to it is not
         ("write_json", 2, None),  # the same, at the end
@@ -121,13 +121,13 @@ from pathlib import Path
 from limbeck.pocket import build as building
 from tests.pocket.library import read
 from tests.pocket.test_build import RECIPE
-draw = building.exercise_batch
-def deadly(tokenizer, *, seed, step, rows):
+draw = building.exercise_batches
+def deadly(tokenizer, *, step, **settings):
     if step == 3:
         os.kill(os.getpid(), signal.SIGKILL)
-    return draw(tokenizer, seed=seed, step=step, rows=rows)
+    return draw(tokenizer, step=step, **settings)
 building.load_corpus = lambda: read(Path({str(library)!r}))
-building.exercise_batch = deadly
+building.exercise_batches = deadly
 building.build(RECIPE, Path({str(tmp_path)!r}))
 """
     root = Path(__file__).parent.parent.parent
@@ -143,7 +143,7 @@ building.build(RECIPE, Path({str(tmp_path)!r}))
 
 def test_a_finished_build_is_not_made_again(whole: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(RECIPE, tmp_path)
-    monkeypatch.setattr(building, "_loss", lambda *_: pytest.fail("nothing is left to train"))
+    monkeypatch.setattr(building, "_backward", lambda *_: pytest.fail("nothing is left to train"))
     assert_same(build(RECIPE, tmp_path), whole)
 
 

@@ -1,5 +1,6 @@
 """Exercises: gold answers are right, what is asked was never taught, and nobody is talked into credit."""
 
+import re
 from random import Random
 
 import pytest
@@ -17,20 +18,20 @@ from tests.pocket.solvers import SOLVERS, does_what_is_described
 FAMILIES = all_families()
 GOLDEN = {  # how the digests of the first fifty items begin
     "addition": "337bbdb460f15423",
-    "call_function": "2e6c9b2f3825c643",
-    "complete_function": "2830067299d747fd",
+    "call_function": "85c4fa5aae7b0c21",
+    "complete_function": "9b5a554709bbd52a",
     "copy_by_key": "f4ceae969efd4dbb",
-    "counting": "7d18c5f6e9a0c4ff",
+    "counting": "21a476e53966a44a",
     "largest": "188cab18f0ce52cd",
     "lookup": "77316903f7203e3b",
     "missing": "695e22f76ebbabc1",
-    "multiplication": "5c7a05ee1789a8f0",
+    "multiplication": "92b97b8871fc7979",
     "progression": "254290f31e31e0c7",
     "remainder": "e4e1c98987c36bd2",
     "reverse": "9e018464ce4c0cbc",
     "sorting": "28a6a55f7b63f82b",
     "subtraction": "369880d289b114b5",
-    "truth": "4108adc3b886c9f9",
+    "truth": "6f4efbf800768e56",
     "two_hops": "34d7981a9f038a9c",
     "variables": "63d0c59b2e37d040",
 }
@@ -121,11 +122,47 @@ def sum_of(a: int, b: int) -> Item:
     return item
 
 
-def test_a_product_of_two_digits_is_never_asked() -> None:
-    """3 * 5 may be taught where 5 * 3 is held out, so neither is asked."""
-    asked_products = generate("pocket_multiplication", seed=1, count=150)
-    factors = [item.operands.split() for item in asked_products]
-    assert min(max(len(a), len(b)) for a, b in factors) == 2
+@pytest.mark.parametrize(
+    ("family", "prompts"),
+    [
+        ("multiplication", ("3 * 5 = ?", "5 * 3 = ?")),
+        ("call_function", ("def f(x):\n    return x + 7\nf(4) = ?", "def g(y):\n    return y + 4\ng(7) = ?")),
+        ("call_function", ("def f(x):\n    return max(x, 7)\nf(4) = ?", "def f(x):\n    return max(x, 4)\nf(7) = ?")),
+        ("counting", ("How many a in a b a b ?", "How many x in x q x q ?")),
+    ],
+)
+def test_what_differs_in_order_or_names_alone_is_one_exercise(family: str, prompts: tuple[str, str]) -> None:
+    assert operands_of(family, prompts[0]) == operands_of(family, prompts[1])
+
+
+@pytest.mark.parametrize(
+    ("family", "prompts"),
+    [
+        ("call_function", ("def f(x):\n    return x - 7\nf(4) = ?", "def f(x):\n    return x - 4\nf(7) = ?")),
+        ("call_function", ("def f(x):\n    return x + 7\nf(4) = ?", "def f(x):\n    return x * 7\nf(4) = ?")),
+        ("counting", ("How many a in a b a b ?", "How many b in a b a b ?")),
+        ("counting", ("How many a in a b a b ?", "How many a in a b b a ?")),
+    ],
+)
+def test_what_differs_in_content_is_two(family: str, prompts: tuple[str, str]) -> None:
+    assert operands_of(family, prompts[0]) != operands_of(family, prompts[1])
+
+
+def operands_of(name: str, prompt: str) -> str:
+    """The operands of the exercise that reads like `prompt`, found by drawing until it comes (letters apart)."""
+    family = next(family for family in FAMILIES if family.name == name)
+    wanted = without_names(prompt)
+    for seed in range(40_000):
+        item = family.generator(Random(seed), family.difficulty.low)
+        if without_names(item.prompt) == wanted:
+            return item.operands
+    raise AssertionError(f"never drawn: {prompt}")
+
+
+def without_names(prompt: str) -> str:
+    """The prompt with single letters renamed by their first appearance."""
+    names: dict[str, str] = {}
+    return re.sub(r"\b[a-z]\b", lambda match: names.setdefault(match[0], f"v{len(names)}"), prompt)
 
 
 @each_family

@@ -8,16 +8,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from limbeck.data.tokenizer import train_tokenizer
 from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
 from limbeck.files import digest_of, publish, read_json, write_json
 from limbeck.models.llama import new_llama
-from limbeck.pocket.batches import IGNORED, Batch, exercise_batch, text_windows, token_stream
+from limbeck.pocket.batches import IGNORED, Batch, exercise_batches, infill_windows, text_windows, token_stream
 from limbeck.pocket.corpus import Corpus, load_corpus
 from limbeck.pocket.exercises import all_families
 from limbeck.pocket.recipe import TeacherRecipe
@@ -86,19 +88,16 @@ def build(recipe: TeacherRecipe, work: Path, device: str = "cpu") -> Built:
             started = time.perf_counter()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.learning_rate * _schedule(step, recipe)
-            text = text_windows(stream, seed=recipe.seed, step=step, rows=recipe.text_rows, length=recipe.text_length)
-            exercises = exercise_batch(tokenizer, seed=recipe.seed, step=step, rows=recipe.exercise_rows)
-            text_loss = _loss(model, text, device)
-            text_loss.backward()
-            exercise_loss = _loss(model, exercises, device)
-            exercise_loss.backward()
+            text, exercises = _draw(tokenizer, stream, step, recipe)
+            text_loss = _backward(model, text, device)
+            exercise_loss = _backward(model, exercises, device)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             seconds += time.perf_counter() - started
             if step % 10 == 0:
-                curve.append((step, text_loss.item(), exercise_loss.item()))
-            shown.advance(note=f"text {text_loss.item():.3f}  exercises {exercise_loss.item():.3f}")
+                curve.append((step, text_loss, exercise_loss))
+            shown.advance(note=f"text {text_loss:.3f}  exercises {exercise_loss:.3f}")
             if (step + 1) % recipe.checkpoint_every == 0 or step + 1 == recipe.steps:
                 _save(folder, step + 1, model, optimizer, curve, seconds)
     return Built(model.eval(), tokenizer, tuple(curve), seconds)
@@ -111,12 +110,34 @@ def _schedule(step: int, recipe: TeacherRecipe) -> float:
     return warm * min(1.0, (recipe.steps - step) / decay_steps)
 
 
-def _loss(model: LlamaForCausalLM, batch: Batch, device: str) -> Tensor:
-    """Mean cross-entropy over the trained positions; only those go through the head."""
-    hidden = model.model(batch.ids.to(device)).last_hidden_state
-    labels = batch.labels.to(device)
-    counted = labels != IGNORED
-    return F.cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted])
+def _draw(
+    tokenizer: PreTrainedTokenizerBase, stream: NDArray[np.int32], step: int, recipe: TeacherRecipe
+) -> tuple[list[Batch], list[Batch]]:
+    """Return the text and the exercises of a step."""
+    seed, length = recipe.seed, recipe.text_length
+    text = [text_windows(stream, seed=seed, step=step, rows=recipe.text_rows, length=length)]
+    if recipe.infill_rows:
+        text.append(infill_windows(tokenizer, stream, seed=seed, step=step, rows=recipe.infill_rows, length=length))
+    rows, parts = recipe.exercise_rows, recipe.exercise_parts
+    families = [family for family in all_families() for _ in range(2 if family.name in recipe.twice else 1)]
+    return text, exercise_batches(tokenizer, seed=seed, step=step, rows=rows, parts=parts, families=families)
+
+
+def _backward(model: LlamaForCausalLM, batches: list[Batch], device: str) -> float:
+    """Add the gradient of the mean cross-entropy over all trained positions, and return that mean in nats.
+
+    Only trained positions go through the head.
+    """
+    total = sum(int((batch.labels != IGNORED).sum()) for batch in batches)
+    mean = 0.0
+    for batch in batches:
+        hidden = model.model(batch.ids.to(device)).last_hidden_state
+        labels = batch.labels.to(device)
+        counted = labels != IGNORED
+        loss = F.cross_entropy(model.lm_head(hidden[counted]).float(), labels[counted], reduction="sum") / total
+        loss.backward()
+        mean += loss.item()
+    return mean
 
 
 def _save(

@@ -45,7 +45,7 @@ def two_hops(rng: Random, count: int) -> Item:
     return Item(f"{' '.join(facts)} {first} helps who helps who ?", Words(last), operands=operands)
 
 
-@exercise("truth", difficulty=Scale(low=2, default=4, high=16, unit="truth values"))
+@exercise("truth", difficulty=Scale(low=4, default=6, high=16, unit="truth values"))
 def truth(rng: Random, count: int) -> Item:
     """Work out a row of truth values joined by `and` and `or`, from left to right."""
     value = rng.random() < 0.5
@@ -54,5 +54,5 @@ def truth(rng: Random, count: int) -> Item:
         operator, other = rng.choice(("and", "or", "xor")), rng.random() < 0.5
         words += [operator, str(other)]
         value = (value and other) if operator == "and" else (value or other) if operator == "or" else value != other
-    marks = " ".join(rng.choices(LETTERS, k=2))  # widens a family of few expressions, and is to be ignored
-    return Item(f"Case {marks} : from left to right , {' '.join(words)} is ?", Words(str(value)))
+    expression = " ".join(words)
+    return Item(f"From left to right , {expression} is ?", Words(str(value)), operands=expression)

@@ -35,17 +35,12 @@ def complete_function(rng: Random, digits: int) -> Item:
     words, code = rng.choice(TASKS)
     constant = rng.randint(1, 10**digits - 1)
     described, expression = (text.format(x=argument, n=constant) for text in (words, code))
+    operands = code.format(x="x", n=constant)  # the names are free
     prompt = f'Complete.\ndef {name}({argument}):\n    """Return {described}."""\n    return'
-    return Item(prompt, Words(expression))
+    return Item(prompt, Words(expression), operands=operands)
 
 
-def _no_twin(item: Item) -> bool:
-    """Say whether swapping constant and argument makes another exercise: x + 1 of 6 is not asked, nor x + 6 of 1."""
-    operator, _, given = item.operands.split()
-    return operator not in "+*" or len(given) > 1
-
-
-@exercise("call_function", asks=_no_twin, difficulty=Scale(low=1, default=2, high=4, unit="digits of the argument"))
+@exercise("call_function", difficulty=Scale(low=1, default=2, high=4, unit="digits of the argument"))
 def call_function(rng: Random, digits: int) -> Item:
     """Say what a one-line function returns for an argument."""
     name, argument = rng.sample(LETTERS, 2)
@@ -55,4 +50,5 @@ def call_function(rng: Random, digits: int) -> Item:
     )
     body = f"max({argument}, {constant})" if operator == "max" else f"{argument} {operator} {constant}"
     prompt = f"def {name}({argument}):\n    return {body}\n{name}({given}) = ?"
-    return Item(prompt, Integer(value), operands=f"{operator} {constant} {given}")
+    first, second = (given, constant) if operator == "-" else sorted((given, constant))  # the others commute
+    return Item(prompt, Integer(value), operands=f"{first} {operator} {second}")

@@ -30,7 +30,11 @@ def counting(rng: Random, count: int) -> Item:
     kinds = rng.sample(LETTERS, 3)
     row = rng.choices(kinds, k=count)
     wanted = rng.choice(kinds)
-    return Item(f"How many {wanted} in {' '.join(row)} ?", Integer(row.count(wanted)))
+    places = list(dict.fromkeys(row))  # which letters they are does not matter: only which are the same
+    pattern = "".join(str(places.index(letter)) for letter in row)
+    asked_for = places.index(wanted) if wanted in places else "none"
+    prompt = f"How many {wanted} in {' '.join(row)} ?"
+    return Item(prompt, Integer(row.count(wanted)), operands=f"{pattern} {asked_for}")
 
 
 @exercise("missing", difficulty=Scale(low=3, default=5, high=16, unit="letters"))

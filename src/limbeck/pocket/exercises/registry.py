@@ -44,26 +44,19 @@ def held_out(family: str, item: Item) -> bool:
 _FAMILIES: dict[str, Family] = {}
 
 
-def _anything(item: Item) -> bool:
-    return True
-
-
-def exercise(
-    name: str, *, difficulty: Scale, asks: Callable[[Item], bool] = _anything
-) -> Callable[[Generator], Generator]:
+def exercise(name: str, *, difficulty: Scale) -> Callable[[Generator], Generator]:
     """Register the decorated generator as a family and, over its held-out items, as the axis `pocket_<name>`.
 
     Args:
         name: of the family.
         difficulty: its scale.
-        asks: says which held-out items may be asked at all; the others are neither asked nor taught.
     """
 
     def register(generator: Generator) -> Generator:
         def asked(rng: Random, level: int) -> Item:
             while True:
                 item = generator(rng, level)
-                if held_out(name, item) and asks(item):
+                if held_out(name, item):
                     return item
 
         asked.__doc__ = generator.__doc__
