@@ -1,26 +1,35 @@
 """Scoring: what a `transformers` teacher says about every trained position of some rows, as signals of a codec's kind.
 
 Rows are read in batches of similar length, so that little padding is computed, and logits are made only for positions
-that count, a chunk at a time: `[B, T, V]` never exists.
+that count, a chunk at a time: `[B, T, V]` never exists, and a codec of hidden states makes no logits at all. How logits
+become a signal is `limbeck.signals.from_logits`'s to know.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbeck.engines.transformers import final_hidden, output_head
 from limbeck.errors import UserError
+from limbeck.seeds import derive_seed
 from limbeck.settings import Settings
-from limbeck.signals.codecs.topk_spec import TopkSpec
-from limbeck.signals.sparse import topk_of_logits
+from limbeck.signals.codecs.hidden_head import HiddenSpec, hidden_spec, write_head
+from limbeck.signals.codecs.sampled_random import Keys, position_keys
+from limbeck.signals.from_logits import LogitsChunk, kind_stored, logits_of, maker_of
 from limbeck.signals.stacking import ABSENT, concatenate, split
-from limbeck.signals.types import DenseSignal, OutputHead, TeacherSignal, TokenSignal, tensors_of
+from limbeck.signals.types import HiddenSignal, OutputHead, TeacherSignal, tensors_of, to_device
 
 CHUNK_LOGITS = 1 << 23
+PROBE_TOKENS = 8
+HEAD_TOLERANCE = 0.05  # of the largest logit: rounding is far below it, a scale that was left out far above
+
+SignalMaker = Callable[[Tensor, Tensor, Keys], TeacherSignal]
 
 
 @torch.no_grad()
@@ -31,20 +40,29 @@ def score_rows(
     *,
     batch_tokens: int,
     on_row: Callable[[int], None] = lambda tokens: None,
+    first_sample: int = 0,
+    seed: int = 0,
 ) -> list[TeacherSignal]:
     """Return the signal of each row, on the CPU.
 
     Args:
         model: the teacher, in evaluation mode.
         rows: `input_ids` `[T]` and `trained` `[T]` of each row.
-        spec: settings of the codec that will store the signals; decides their kind.
+        spec: settings of the codec that will store the signals; decides their kind. For `hidden` those that
+            `complete_spec` returns.
         batch_tokens: tokens read at a time, padding included.
         on_row: called with the number of tokens of each finished row, for progress.
+        first_sample: the number of the first row in the whole capture; the others follow. With `seed` a row's number
+            decides what is drawn for it, whatever rows it is scored with.
+        seed: of what is drawn at random (`sampled`).
 
     Raises:
-        UserError: this engine can't make the codec's kind of signal.
+        UserError: this codec's signals can't be made of this model, or its head alone does not make its logits.
     """
     head = output_head(model)
+    make = _signal_maker(spec, head)
+    if len(rows):
+        _check_head(model, head, rows[0][0][:PROBE_TOKENS])
     found: list[TeacherSignal | None] = [None] * len(rows)
     for batch in _batches([len(ids) for ids, _ in rows], batch_tokens):
         ids_BT = torch.nn.utils.rnn.pad_sequence([rows[row][0] for row in batch], batch_first=True)
@@ -53,12 +71,45 @@ def score_rows(
             trained = rows[row][1]
             counted_BT[place, : len(trained) - 1] = trained[1:]
         hidden_BTD = final_hidden(model, ids_BT.to(model.device))
-        targets = torch.roll(ids_BT, -1, dims=1)[counted_BT]
-        signal = _signal(hidden_BTD[counted_BT.to(model.device)], targets, head, spec)
+        targets_N = torch.roll(ids_BT, -1, dims=1)[counted_BT]
+        keys = [position_keys(derive_seed(seed, "sample", first_sample + row), ids_BT.shape[1]) for row in batch]
+        signal = make(hidden_BTD[counted_BT.to(model.device)], targets_N, np.stack(keys)[counted_BT.numpy()])
         for row, counted, part in zip(batch, counted_BT, split(signal, counted_BT.sum(1).tolist()), strict=True):
             found[row] = _spread(part, counted[: len(rows[row][0])])
             on_row(len(rows[row][0]))
     return [signal for signal in found if signal is not None]
+
+
+def complete_spec(spec: Settings, model: PreTrainedModel) -> Settings:
+    """Return a codec's settings with what they have to know of the teacher: for `hidden` its output head's digest.
+
+    A manifest is made of what this returns; other codecs' settings come back as they are.
+
+    Raises:
+        UserError: the settings name another head, or the model's is not one linear layer.
+    """
+    if not isinstance(spec, HiddenSpec):
+        return spec
+    complete = hidden_spec(output_head(model), spec.dtype)
+    if spec.head_sha256 and spec != complete:
+        raise UserError(
+            f"codec 'hidden': its settings name a head of SHA-256 {spec.head_sha256} and width {spec.width}, but the "
+            f"teacher's has {complete.head_sha256} and {complete.width}. Leave both out, or name that teacher."
+        )
+    return complete
+
+
+def write_references(folder: Path | str, spec: Settings, model: PreTrainedModel) -> None:
+    """Publish what a dataset's signals refer to and its columns don't hold: for `hidden` the output head.
+
+    Call it once the folder's writer is open; where it is there already it is checked. Other codecs need nothing.
+
+    Raises:
+        UserError: the settings name another head.
+        IntegrityError: the folder holds another file in its place.
+    """
+    if isinstance(spec, HiddenSpec):
+        write_head(folder, output_head(model), spec)
 
 
 def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -74,30 +125,43 @@ def _batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _signal(hidden_ND: Tensor, targets_N: Tensor, head: OutputHead, spec: Settings) -> TeacherSignal:
-    """Return the signal of N positions."""
-    step = max(16, CHUNK_LOGITS // head.weight.shape[0])
-    parts: list[Any] = []
-    for first in range(0, max(1, len(hidden_ND)), step):
-        logits = torch.nn.functional.linear(hidden_ND[first : first + step], head.weight, head.bias).float()
-        if head.soft_cap is not None:
-            logits = head.soft_cap * torch.tanh(logits / head.soft_cap)
-        parts.append(_of_logits(logits.cpu(), targets_N[first : first + step], spec))
-    return concatenate(parts)
+def _signal_maker(spec: Settings, head: OutputHead) -> SignalMaker:
+    """Return what makes the signal of N positions, on the CPU, of hidden states, targets and keys."""
+    vocabulary = head.weight.shape[0]
+    if kind_stored(spec, vocabulary) == "hidden":
+        bias = None if head.bias is None else head.bias.detach()
+        ours = OutputHead(head.weight.detach(), bias, head.soft_cap)
+        return lambda hidden_ND, targets_N, keys_N: _states(hidden_ND, ours)
+    make = maker_of(spec, vocabulary)
+    step = max(16, CHUNK_LOGITS // vocabulary)
+
+    def of_states(hidden_ND: Tensor, targets_N: Tensor, keys_N: Keys) -> TeacherSignal:
+        parts: list[Any] = []
+        for first in range(0, max(1, len(hidden_ND)), step):
+            part = slice(first, first + step)
+            logits_NV = logits_of(hidden_ND[part], head)
+            chunk = LogitsChunk(logits_NV, targets_N[part].to(logits_NV.device), keys_N[part])
+            parts.append(to_device(make(chunk), "cpu"))
+        return concatenate(parts)
+
+    return of_states
 
 
-def _of_logits(logits_NV: Tensor, targets_N: Tensor, spec: Settings) -> TeacherSignal:
-    if isinstance(spec, TopkSpec):
-        return topk_of_logits(logits_NV, spec)
-    mask_N = torch.ones(len(logits_NV), dtype=torch.bool)
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-    match getattr(spec, "codec", ""):
-        case "dense":
-            return DenseSignal(logprobs_NV, mask_N)
-        case "token":
-            return TokenSignal(logprobs_NV.gather(-1, targets_N[:, None])[:, 0], mask_N)
-        case name:
-            raise UserError(f"codec {name!r}: a transformers teacher is captured with topk, dense or token.")
+def _states(hidden_ND: Tensor, head: OutputHead) -> HiddenSignal:
+    return HiddenSignal(hidden_ND.cpu(), head, torch.ones(len(hidden_ND), dtype=torch.bool))
+
+
+def _check_head(model: PreTrainedModel, head: OutputHead, ids_T: Tensor) -> None:
+    """Refuse a model that does more with its states than its head and soft-cap: a scale, say, that would be lost."""
+    ids = ids_T[None].to(model.device)
+    theirs = model(input_ids=ids, use_cache=False).logits[0].float()
+    ours = logits_of(final_hidden(model, ids)[0], head).to(theirs.dtype)
+    off = float((ours - theirs).abs().max())
+    if not off <= HEAD_TOLERANCE * float(theirs.abs().max()):
+        raise UserError(
+            f"{type(model).__name__}: its logits are not those of its output head (they are up to {off:.3g} apart): it "
+            "scales or shifts them. Capture from a model whose head is one linear layer, with a soft-cap at most."
+        )
 
 
 def _spread(signal: TeacherSignal, counted_T: Tensor) -> TeacherSignal:

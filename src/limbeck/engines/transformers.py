@@ -156,13 +156,13 @@ def answer_greedily(
         for row, prompt in enumerate(batch):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             attention[row, width - len(prompt) :] = 1
-        with quiet(), _generating_by(model, settings):
+        with quiet(), generating_by(model, settings):
             written = model.generate(ids.to(model.device), attention_mask=attention.to(model.device))
         yield from tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
 
 
 @contextmanager
-def _generating_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+def generating_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
     """Put a model's own generation settings aside: a folder's penalties or beams would bend a greedy answer."""
     own, model.generation_config = model.generation_config, settings
     try:
