@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.capture import capture_file
+from limbeck.data.capture import CaptureRecipe, capture
+from limbeck.data.sources import TextSource
 from limbeck.models.llama import LlamaShape
 from limbeck.pocket.corpus import load_corpus
 from limbeck.pocket.students import write_student
 from limbeck.pocket.texts import write_training_text
 from limbeck.pocket.world import teacher_folder
-from limbeck.signals.codecs.topk_spec import TopkSpec
 
 TINY = LlamaShape(hidden_size=32, layers=1, heads=2, key_value_heads=1, mlp_size=64, context=256)
 
@@ -21,7 +21,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `signals` (60 rows) and `student`."""
     folder = tmp_path_factory.mktemp("world")
     write_training_text(folder / "text.jsonl", load_corpus(), seed=1, texts=6, exercises=50)
-    capture_file(str(teacher_folder()), folder / "text.jsonl", folder / "signals", codec=TopkSpec(), name="pocket")
+    text = TextSource(path=str(folder / "text.jsonl"))
+    capture(CaptureRecipe(model=str(teacher_folder()), name="pocket", dataset=text, output=str(folder / "signals")))
     write_student(folder / "student", 1, TINY)
     return folder
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from limbeck.data.rows import NamedRow, read_rows
 from limbeck.errors import UserError
+from tests.data.strangers import llama
 from tests.engines.tiny import tokenizer_of
 
 TOKENIZER = tokenizer_of()
@@ -57,18 +58,50 @@ def whole(folder: Path, text: str, length: int) -> None:
     expected = [*TOKENIZER(text, add_special_tokens=False)["input_ids"], TOKENIZER.eos_token_id]
     assert [token for named in rows for token in named.row.ids] == expected
     assert all(len(named.row.ids) <= length and all(named.row.trained) for named in rows)
+    assert length == 2 or all(len(named.row.ids) > 1 for named in rows)
     assert {named.document for named in rows} == {"d"}
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(min_size=1, max_size=60), length=st.integers(2, 9))
+@example(text="ab", length=2)
 def test_nothing_of_a_text_is_cut_off(tmp_path: Path, text: str, length: int) -> None:
-    assume(len(TOKENIZER(text, add_special_tokens=False)["input_ids"]) % length)
     whole(tmp_path, text, length)
 
 
 def test_the_end_of_a_text_that_fills_its_rows_is_kept(tmp_path: Path) -> None:
     whole(tmp_path, "abcdef", len(TOKENIZER("abcdef", add_special_tokens=False)["input_ids"]))
+
+
+def test_a_text_without_characters_has_no_rows(tmp_path: Path) -> None:
+    assert decoded(rows_of(tmp_path, {"text": ""}, {"text": " "})) == [" <|endoftext|>"]
+
+
+def test_special_tokens_that_a_text_spells_are_text(tmp_path: Path) -> None:
+    (named,) = rows_of(tmp_path, {"text": "a <|endoftext|><|user|> b"})
+    special = [token for token in named.row.ids if token in TOKENIZER.all_special_ids]
+    assert special == [TOKENIZER.eos_token_id]
+    assert TOKENIZER.decode(named.row.ids) == "a <|endoftext|><|user|> b<|endoftext|>"
+
+
+def test_a_text_begins_as_its_tokenizer_begins_texts(tmp_path: Path) -> None:
+    tokenizer = llama()
+    (tmp_path / "text.jsonl").write_text('{"text": "def double <s>"}\n')
+    rows = list(read_rows(tmp_path / "text.jsonl", tokenizer, 8))
+    ids = [token for named in rows for token in named.row.ids]
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+    assert ids[1:-1] == tokenizer("def double <s>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    assert len(rows) > 1
+    assert [flag for named in rows for flag in named.row.trained] == [False] + [True] * (len(ids) - 1)
+
+
+def test_a_tokenizer_without_an_end_is_refused(tmp_path: Path) -> None:
+    tokenizer = tokenizer_of(307)
+    tokenizer.eos_token = None
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(UserError, match="no end-of-text token"):
+        list(read_rows(tmp_path / "text.jsonl", tokenizer, 8))
 
 
 def test_a_conversation_that_is_too_long_is_named_and_not_cut(tmp_path: Path) -> None:
@@ -107,10 +140,11 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, message: str) -> None:
 
 def test_what_is_no_text_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").mkdir()
     for path, message in (
         (tmp_path / "absent", "no such file"),
-        (tmp_path, "not a JSONL text file"),
-        (tmp_path / "binary", "not a JSONL text file"),
+        (tmp_path / "empty", "no files in this folder"),
+        (tmp_path / "binary", "line 1: not UTF-8 text"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             list(read_rows(path, TOKENIZER, 32))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.arena.local import LocalArena
-from limbeck.data import capture
 from limbeck.distill import trainer
 from limbeck.pages.report import Report
 from limbeck.pocket import demo
@@ -44,7 +43,7 @@ def arrange(step: int) -> None:
         case 1:
             demo.answer_greedily = dying(demo.answer_greedily, 1)
         case 2:
-            DatasetWriter.write_shard = dying(DatasetWriter.write_shard, 2)  # type: ignore[method-assign]
+            DatasetWriter.adopt = dying(DatasetWriter.adopt, 2)  # type: ignore[method-assign]
         case 3:
             trainer._Progress.on_step_end = dying(trainer._Progress.on_step_end, 50)  # type: ignore[method-assign]
         case 4:
@@ -56,7 +55,7 @@ def arrange(step: int) -> None:
 
 
 if __name__ == "__main__":
-    capture.ROWS_A_SHARD = 128
+    demo.ROWS_A_SHARD = 128
     assert LocalArena
     arrange(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     demo.run_demo(Path(sys.argv[1]), seed=3, budget=BUDGET)

@@ -20,12 +20,18 @@ FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD = "<|fim_prefix|>", "<|fim_suffix|>"
 SPECIAL_TOKENS = (PAD, EOS, SYSTEM, USER, ASSISTANT, TOOL, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD)
 
 CHAT_TEMPLATE = (
+    "{% for tool in tools or [] %}{{ ('" + SYSTEM + "' if loop.first else '\n') + (tool | tojson) }}{% endfor %}"
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] }}"
+    "{% for call in message['tool_calls'] %}"
+    "{{ '\n' if message['content'] or not loop.first }}"
+    "{{ {'name': call['function']['name'], 'arguments': call['function']['arguments']} | tojson }}"
+    "{% endfor %}"
     "{% if message['role'] == 'assistant' %}{{ '" + EOS + "' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '" + ASSISTANT + "' }}{% endif %}"
 )
+"""Turns as `<|role|>content`. Tools are a first system turn, a JSON object a line; so are calls, at a turn's end."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, context: int) -> PreTrainedTokenizerFast:

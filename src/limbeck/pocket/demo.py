@@ -20,8 +20,9 @@ from typing import Any
 
 import yaml
 
-from limbeck.data.capture import capture_file
+from limbeck.data.capture import CaptureRecipe, capture
 from limbeck.data.chat import prompt_ids
+from limbeck.data.sources import TextSource
 from limbeck.distill.recipe import Recipe
 from limbeck.distill.train import TrainingResult, train
 from limbeck.engines.transformers import answer_greedily
@@ -47,9 +48,9 @@ from limbeck.pocket.texts import write_training_text
 from limbeck.pocket.world import POCKET, load_teacher, teacher_folder
 from limbeck.progress import say
 from limbeck.settings import validate_settings
-from limbeck.signals.codecs.topk_spec import TopkSpec
 
 STATE = "demo.json"
+ROWS_A_SHARD = 1024
 STUDENTS = ("hard labels", "distilled")
 LOSSES: dict[str, list[dict[str, Any]]] = {
     "hard labels": [{"function": "cross_entropy", "weight": 1.0}],
@@ -162,7 +163,11 @@ def _capture(out: Path, seed: int, budget: Budget) -> None:
     text = out / "text.jsonl"
     if not text.exists():
         write_training_text(text, load_corpus(), seed=seed, texts=budget.texts, exercises=budget.exercises)
-    capture_file(str(teacher_folder()), text, out / "signals", codec=TopkSpec(), name=POCKET)
+    recipe = CaptureRecipe(
+        model=str(teacher_folder()), name=POCKET, dataset=TextSource(path=str(text)), output=str(out / "signals"),
+        samples_per_shard=ROWS_A_SHARD,
+    )  # fmt: skip
+    capture(recipe)
 
 
 def _train(out: Path, seed: int, budget: Budget) -> dict[str, TrainingResult]:
