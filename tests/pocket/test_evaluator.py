@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from limbeck.arena.decision import PromptEvidence
 from limbeck.arena.evaluation import RoundSpec, find_teacher, get_evaluator
-from limbeck.arena.faults import CandidateError
+from limbeck.arena.faults import CandidateError, ForeignError
 from limbeck.arena.identity import BlockNumber
 from limbeck.engines.transformers import load_model
 from limbeck.errors import UserError
@@ -43,7 +43,7 @@ def spec(tmp_path: Path) -> RoundSpec:
 
 
 def passages(spec: RoundSpec) -> list[tuple[list[int], int]]:
-    return [(ids, first) for ids, first in read_json(spec.work / "passages.json")]
+    return [(ids, first) for ids, first in read_json(spec.work / "passages.json")["passages"]]
 
 
 def test_the_same_spec_gives_the_same_prompts_and_evidence(spec: RoundSpec, student: Path, tmp_path: Path) -> None:
@@ -160,6 +160,20 @@ def test_a_damaged_cache_is_refused(spec: RoundSpec) -> None:
     (spec.work / "passages.json").write_text("[[1, 2")
     with pytest.raises(UserError, match=r"passages.json: not valid JSON"):
         get_evaluator("pocket").prepare(spec)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 2}, {"prompts": 2}, {"max_prompt_tokens": PROMPT - 1}, {"max_new_tokens": 0}]
+)
+def test_what_was_kept_for_another_spec_is_drawn_anew(spec: RoundSpec, tmp_path: Path, change: dict[str, int]) -> None:
+    get_evaluator("pocket").prepare(spec)
+    found = get_evaluator("pocket").prepare(replace(spec, **change)).prompts
+    assert found == get_evaluator("pocket").prepare(replace(spec, work=tmp_path / "fresh", **change)).prompts
+
+
+def test_prompts_that_leave_the_teachers_context_are_refused(spec: RoundSpec) -> None:
+    with pytest.raises(ForeignError, match="context of 512"):
+        get_evaluator("pocket").prepare(replace(spec, max_new_tokens=512))
 
 
 def test_what_measured_is_described() -> None:

@@ -22,7 +22,7 @@ from limbeck.data.tokenizer import load_tokenizer
 from limbeck.engines.transformers import continue_by_sampling, load_model
 from limbeck.errors import UserError
 from limbeck.evaluate.divergences import RowDivergence, TextRow, measure
-from limbeck.files import read_json, write_json
+from limbeck.files import digest_of, read_json, write_json
 from limbeck.pocket.corpus import load_corpus
 from limbeck.pocket.world import POCKET, teacher_folder
 from limbeck.seeds import derive_random, derive_seed
@@ -84,12 +84,22 @@ class PocketMeasurement:
             raise CandidateError(str(error)) from error
         return [_evidence(index, row, self._passages[index].first) for index, row in enumerate(rows)]
 
+    def _check_context(self) -> None:
+        context, asked = self._teacher.config.max_position_embeddings, self.spec.max_prompt_tokens
+        if asked + self.spec.max_new_tokens > context:
+            raise ForeignError(
+                f"round: prompts of {asked} tokens and continuations of {self.spec.max_new_tokens} do not fit into the "
+                f"teacher's context of {context}. Ask for shorter ones.",
+                Fault.HOST,
+            )
+
     def _draw(self) -> list[_Passage]:
         """Return the round's passages, from the round's folder if they were made before a crash."""
-        cache = self.spec.work / "passages.json"
-        if cache.exists():
-            return [_Passage(tuple(ids), first) for ids, first in read_json(cache)]
+        cache, identity = self.spec.work / "passages.json", _identity(self.spec)
+        if cache.exists() and (kept := read_json(cache))["spec"] == identity:
+            return [_Passage(tuple(ids), first) for ids, first in kept["passages"]]
         tokenizer = load_tokenizer(self.spec.teacher)
+        self._check_context()
         rng = derive_random(self.spec.seed, "prompts")
         documents = load_corpus().documents["held_out"]
         prompts: list[list[int]] = []
@@ -123,7 +133,8 @@ class PocketMeasurement:
             passages = [
                 _Passage((*prompt, *more), len(prompt) - 1) for prompt, more in zip(prompts, continued, strict=True)
             ]
-        write_json(cache, [[list(passage.ids), passage.first] for passage in passages])
+        kept = [[list(passage.ids), passage.first] for passage in passages]
+        write_json(cache, {"spec": identity, "passages": kept})
         return passages
 
 
@@ -144,6 +155,11 @@ class PocketEvaluator:
 def pocket_evaluator() -> PocketEvaluator:
     """Return the pocket world's evaluator."""
     return PocketEvaluator()
+
+
+def _identity(spec: RoundSpec) -> str:
+    """Return the digest of what decides a round's passages: another spec draws them anew."""
+    return digest_of((spec.seed, spec.prompts, spec.max_prompt_tokens, spec.max_new_tokens, load_corpus().digest))
 
 
 def _evidence(index: int, row: RowDivergence, first: int) -> PromptEvidence:

@@ -15,7 +15,7 @@ class TeacherRecipe(Settings):
     vocabulary: int = Field(4096, ge=300)
     tokenizer_exercises: int = Field(40_000, ge=0, description="exercises mixed into the tokenizer's training text")
     shape: LlamaShape = LlamaShape()
-    steps: int = Field(4200, gt=0)
+    steps: int = Field(3600, gt=0)
     text_rows: int = Field(2, gt=0, description="text windows a step")
     infill_rows: int = Field(1, ge=0, description="fill-in-the-middle rows a step")
     text_length: int = Field(512, gt=0, description="predictions in a text window")
