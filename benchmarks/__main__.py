@@ -8,7 +8,11 @@ from benchmarks.timing import Row, print_table
 BENCHMARKS = {
     "executor": "benchmarks.executor",
     "topk": "benchmarks.topk",
+    "codecs": "benchmarks.codecs",
+    "sampled": "benchmarks.sampled",
     "store": "benchmarks.dataset",
+    "distillkit": "benchmarks.distillkit",
+    "served": "benchmarks.served",
 }
 
 

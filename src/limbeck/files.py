@@ -16,6 +16,11 @@ from typing import Any
 from limbeck.errors import LimbeckError, UserError
 
 CHUNK_BYTES = 1 << 20
+NO_ROOM = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "larger than a file may be here (ulimit -f)",
+}
 
 
 @contextmanager
@@ -35,9 +40,9 @@ def publish(target: Path) -> Iterator[Path]:
         temporary.replace(target)
     except OSError as error:
         _discard(temporary)
-        if error.errno == errno.ENOSPC:
+        if error.errno in NO_ROOM:
             raise LimbeckError(
-                f"{target}: no space left on the disk; nothing was left half-written. "
+                f"{target}: {NO_ROOM[error.errno]}; nothing was left half-written. "
                 f"Free space in {target.parent}, then run again."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,62 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(
                 writer.write_shard(range(5, 10), make_rows(range(5, 10)))
         assert sorted(contents(folder)) == [".lock", "0000000000-0000000005.parquet", MANIFEST]
         assert writer.missing_ranges()[0] == range(5, 10)
+
+
+def test_a_file_size_limit_of_the_process_is_named_too(tmp_path: Path) -> None:
+    """The error comes from the system, not from a stand-in."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with DatasetWriter(tmp_path / "d", header_of(samples=8, samples_per_shard=3)) as writer:
+        writer.write_shard(range(3), make_rows(range(3)))
+        rows = make_rows(range(3, 6))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        try:
+            with pytest.raises(LimbeckError, match=r"0000000003-0000000006.parquet: larger than a file may be here"):
+                writer.write_shard(range(3, 6), rows)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert sorted(contents(tmp_path / "d")) == ["0000000000-0000000003.parquet", MANIFEST]
+    dataset = SignalDataset.open(tmp_path / "d", incomplete=True)
+    assert [int(row.input_ids[0]) for row in dataset] == [0, 1, 2]
+    with DatasetWriter(tmp_path / "d", header_of(samples=8, samples_per_shard=3)) as writer:
+        for samples in writer.missing_ranges():
+            writer.write_shard(samples, make_rows(samples))
+        writer.finish()
+    small_capture(tmp_path / "whole")
+    assert contents(tmp_path / "d") == contents(tmp_path / "whole")
+
+
+def test_a_manifest_that_does_not_fit_on_the_disk_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_up(path: Path, data: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = tmp_path / "d"
+    with DatasetWriter(folder, header_of(samples=8, samples_per_shard=3)) as writer:
+        writer.write_shard(range(3), make_rows(range(3)))
+        before = (folder / MANIFEST).read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "write_bytes", fill_up)
+            with pytest.raises(LimbeckError, match=rf"{MANIFEST}: no space left on the disk"):
+                writer.write_shard(range(3, 6), make_rows(range(3, 6)))
+    assert (folder / MANIFEST).read_bytes() == before
+    assert len(SignalDataset.open(folder, incomplete=True)) == 3
+
+
+def test_a_codec_that_fails_stops_the_capture_with_its_error_and_keeps_the_rest(tmp_path: Path) -> None:
+    rows = make_rows(range(8))
+    rows[4].signal.logprobs[2, 0] = float("nan")  # type: ignore[union-attr]
+    with (
+        pytest.raises(LimbeckError, match="row 1, position 2"),
+        DatasetWriter(tmp_path / "d", header_of(samples=8, samples_per_shard=3)) as writer,
+    ):
+        for samples in writer.missing_ranges():
+            writer.write_shard(samples, rows[samples.start : samples.stop])
+    assert sorted(contents(tmp_path / "d")) == ["0000000000-0000000003.parquet", MANIFEST]
+    assert len(SignalDataset.open(tmp_path / "d", incomplete=True)) == 3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

@@ -1,25 +1,33 @@
 """A dataset of signals on disk: what is written comes back; what is not what it says is refused by name."""
 
+import hashlib
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from limbeck.errors import IntegrityError, LimbeckError, UserError
 from limbeck.signals.codecs.dense import DenseSpec
+from limbeck.signals.codecs.hidden_head import HEAD, hidden_spec, write_head
 from limbeck.signals.codecs.token import TokenSpec
 from limbeck.signals.codecs.topk_spec import TopkSpec
-from limbeck.signals.dataset import Expectation, SignalDataset
-from limbeck.signals.manifest import MANIFEST, ManifestHeader, load_manifest
+from limbeck.signals.dataset import Expectation, SignalDataset, SignalRow
+from limbeck.signals.manifest import MANIFEST, SEAL, ManifestHeader, load_manifest, manifest_bytes
+from limbeck.signals.types import HiddenSignal, OutputHead
 from limbeck.signals.writer import DatasetWriter
 from tests.signals.making import SPEC, header_of, make_row, make_rows
 
 
-def write(folder: Path, header: ManifestHeader | None = None, **options: object) -> Path:
+def write(folder: Path | str, header: ManifestHeader | None = None, **options: object) -> Path:
     header = header or header_of()
     with DatasetWriter(folder, header) as writer:
         for samples in writer.missing_ranges():
@@ -28,9 +36,43 @@ def write(folder: Path, header: ManifestHeader | None = None, **options: object)
     return folder
 
 
+def keys_of(folder: Path) -> dict[str, Any]:
+    """Return what a manifest says, but for its seal."""
+    data: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
+    del data[SEAL]
+    return data
+
+
+def forge(folder: Path, data: dict[str, Any]) -> None:
+    (folder / MANIFEST).write_bytes(manifest_bytes(data))
+
+
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write(tmp_path_factory.mktemp("signals") / "captured")
+
+
+def hidden_rows(samples: Sequence[int]) -> list[SignalRow]:
+    head = OutputHead(torch.arange(200.0).view(50, 4).bfloat16())
+    rows = []
+    for sample in samples:
+        row = make_row(sample)
+        states = torch.full((len(row.input_ids), 4), float(sample), dtype=torch.bfloat16)
+        rows.append(replace(row, signal=HiddenSignal(states, head, torch.ones(len(states), dtype=torch.bool))))
+    return rows
+
+
+@pytest.fixture(scope="module")
+def with_head(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hidden") / "captured"
+    head = hidden_rows([0])[0].signal.head  # type: ignore[union-attr]
+    spec = hidden_spec(head)
+    with DatasetWriter(folder, header_of(samples=7, samples_per_shard=4, codec=spec)) as writer:
+        writer.write_beside(lambda here: write_head(here, head, spec))
+        for samples in writer.missing_ranges():
+            writer.write_shard(samples, hidden_rows(samples))
+        writer.finish()
+    return folder
 
 
 @pytest.fixture
@@ -119,12 +161,12 @@ def test_truncated_missing_and_swapped_shards_are_named(folder: Path) -> None:
         SignalDataset.open(folder).row(0)
     assert SignalDataset.open(folder).row(5).input_ids[0] == 5  # the others stay usable
     first.unlink()
-    with pytest.raises(IntegrityError, match=f"{first.name}: this shard is missing"):
+    with pytest.raises(IntegrityError, match=f"{first.name}: this file is missing"):
         SignalDataset.open(folder).row(0)
     shutil.copy(second, first)
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = keys_of(folder)
     manifest["shards"][0] |= {key: manifest["shards"][1][key] for key in ("sha256", "bytes")}
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    forge(folder, manifest)
     with pytest.raises(IntegrityError, match=f"{first.name}: a shard of another capture or sample range"):
         SignalDataset.open(folder).row(0)
 
@@ -157,19 +199,89 @@ def test_what_matches_opens(original: Path) -> None:
 def test_manifests_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no manifest.json here"):
         SignalDataset.open(tmp_path)
-    path = folder / MANIFEST
-    original = json.loads(path.read_text())
+    original = keys_of(folder)
+    shards = original["shards"]
     for change, complaint in [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version 1, but this version of limbeck reads 2"),
         ({"codec": {**original["codec"], "cap": 21}}, "codec_digest is"),
         ({"colour": "red"}, "unknown key 'colour'"),
+        ({"shards": [{**shards[0], "name": "../../secret"}]}, "does not hold samples 0 to 5"),
+        ({"shards": shards[::-1]}, "by rising start"),
+        ({"shards": [shards[0], *shards]}, "by rising start"),
+        ({"shards": shards[1:]}, "complete, but only 4 of 5 shards"),
+        ({"files": [{"name": "../key", "bytes": 1, "sha256": "0" * 64}]}, "files.0.name"),
     ]:
-        path.write_text(json.dumps({**original, **change}))
+        forge(folder, {**original, **change})
         with pytest.raises(UserError, match=complaint):
             SignalDataset.open(folder)
-    path.write_text("[]")
-    with pytest.raises(UserError, match="not the manifest"):
+    for text, complaint in [("[]", "not the manifest"), ("{", "not valid JSON"), ("\xff", "not valid JSON")]:
+        (folder / MANIFEST).write_text(text, encoding="latin-1")
+        with pytest.raises(UserError, match=f"{folder / MANIFEST}: {complaint}"):
+            SignalDataset.open(folder)
+    (folder / MANIFEST).write_text(json.dumps(original))
+    with pytest.raises(IntegrityError, match="changed since it was written"):
         SignalDataset.open(folder)
+
+
+def test_the_seal_is_the_digest_of_the_file_with_zeros_in_its_place(folder: Path) -> None:
+    text = (folder / MANIFEST).read_text()
+    seal = json.loads(text)["manifest_sha256"]
+    assert hashlib.sha256(text.replace(seal, "0" * 64).encode()).hexdigest() == seal
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_changed_byte_of_any_file_is_found_and_its_file_named(
+    with_head: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    path = data.draw(st.sampled_from(sorted(with_head.iterdir())))
+    whole = path.read_bytes()
+    at = data.draw(st.integers(0, len(whole) - 1))
+    byte = data.draw(st.integers(0, 255).filter(lambda byte: byte != whole[at]))
+    copy = tmp_path / "flipped"
+    copy.mkdir(exist_ok=True)
+    for other in with_head.iterdir():
+        (copy / other.name).unlink(missing_ok=True)
+        (copy / other.name).symlink_to(other)
+    (copy / path.name).unlink()
+    (copy / path.name).write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
+    with pytest.raises(LimbeckError, match=path.name):
+        SignalDataset.open(copy).verify()
+
+
+def test_files_beside_the_manifest_are_listed_and_checked(with_head: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(with_head, tmp_path / "d"))
+    dataset = SignalDataset.open(folder)
+    assert [file.name for file in dataset.manifest.files] == [HEAD]
+    assert isinstance(dataset.row(3).signal, HiddenSignal)  # the head was read on opening
+    (folder / HEAD).unlink()
+    with pytest.raises(IntegrityError, match=f"{HEAD}: the output head is missing"):
+        SignalDataset.open(folder)
+    header = dataset.manifest.model_dump(include=set(ManifestHeader.model_fields))
+    with DatasetWriter(tmp_path / "e", ManifestHeader(**header)) as writer:
+        for samples in writer.missing_ranges():
+            writer.write_shard(samples, hidden_rows(samples))
+        with pytest.raises(IntegrityError, match="the output head is missing"):
+            writer.finish()
+
+
+def test_encoded_rows_are_written_as_they_are_and_checked(folder: Path, tmp_path: Path) -> None:
+    dataset = SignalDataset.open(folder)
+    with DatasetWriter(tmp_path / "d", header_of()) as writer:
+        shard = dataset.shard(1)
+        for change, complaint in [
+            ({"offsets": shard.offsets[:-1]}, "4 rows do not make the shard"),
+            ({"documents": shard.input_ids}, "other columns"),
+            ({"columns": {}}, "other columns"),
+            ({"input_ids": shard.input_ids + 50}, "outside the vocabulary of 50"),
+        ]:
+            with pytest.raises(LimbeckError, match=complaint):
+                writer.write_encoded(range(5, 10), replace(shard, **change))  # type: ignore[arg-type]
+        for number, samples in enumerate(writer.missing_ranges()):
+            writer.write_encoded(samples, dataset.shard(number))
+        writer.finish()
+    for path in folder.iterdir():
+        assert (tmp_path / "d" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_rows_that_do_not_fit_are_refused_by_sample(tmp_path: Path) -> None:

@@ -9,18 +9,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from limbeck.errors import IntegrityError, LimbeckError, UserError
 from limbeck.settings import Settings
+from limbeck.signals.codecs.bit_packing import pack_bits
 from limbeck.signals.codecs.columns import Column
 from limbeck.signals.codecs.distillkit import IDS, VALUES, DistillkitCodec
 from limbeck.signals.codecs.distillkit_legacy import DistillkitLegacyCodec
+from limbeck.signals.codecs.distillkit_rows import load_kernels, pack_ids, unpack_ids
 from limbeck.signals.codecs.distillkit_spec import DistillkitLegacySpec, DistillkitSpec, read_config
 from limbeck.signals.codecs.registry import make_codec, parse_spec
 from limbeck.signals.codecs.topk_spec import TopkSpec
 from limbeck.signals.dataset import SignalDataset, SignalRow
 from limbeck.signals.sparse import topk_of_logits
-from limbeck.signals.types import TopkSignal
+from limbeck.signals.types import TopkSignal, at
 from limbeck.signals.writer import DatasetWriter
 from tests.signals.making import draw_logits, header_of
 
@@ -55,6 +59,40 @@ SPECS: list[Settings] = [
     DistillkitLegacySpec(**LEGACY),
     DistillkitLegacySpec(**{**LEGACY, "exact_k": 64, "polynomial_degree": 0}),
 ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), spec=st.sampled_from(SPECS), lengths=st.lists(st.integers(0, 300), max_size=3))
+def test_the_compiled_path_is_the_plain_one(seed: int, spec: Any, lengths: list[int]) -> None:
+    """Absent entries, masked positions, and polynomials that rise are among them."""
+    total = sum(lengths)
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.randn(min(total, 40), VOCABULARY, generator=generator) * 3
+    logits = few[torch.randint(len(few), (total,), generator=generator)] if total else few
+    signal = topk_of_logits(logits, TopkSpec(select="count", cap=128)) if total else signal_of(1)
+    if not total:
+        signal = at(signal, slice(0, 0))
+    cut = torch.randint(1, 200, (total, 1), generator=generator)
+    absent = torch.arange(signal.logprobs.shape[-1]) >= cut
+    logprobs = signal.logprobs.masked_fill(absent, -INF)
+    signal = replace(signal, logprobs=logprobs, mask=torch.rand(total, generator=generator) < 0.8)
+    compiled, plain = (type(make_codec(spec, VOCABULARY))(spec, VOCABULARY, path) for path in ("compiled", "plain"))
+    columns, expected = compiled.encode(signal, lengths), plain.encode(signal, lengths)
+    for name, column in expected.items():
+        assert column.data.tobytes() == columns[name].data.tobytes()
+    one, two = compiled.decode(columns, lengths), plain.decode(columns, lengths)
+    for name in ("ids", "logprobs", "mask", "log_normalisers"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert torch.allclose(one.log_tail_mass.exp(), two.log_tail_mass.exp(), rtol=1e-5, atol=1e-12)
+
+
+@given(bits=st.integers(1, 56), count=st.integers(1, 40), rows=st.integers(0, 5), seed=st.integers(0, 99))
+def test_compiled_packing_is_plain_packing(bits: int, count: int, rows: int, seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 1 << bits, (rows, count), dtype=np.int64)
+    kernels = load_kernels("compiled")
+    packed = pack_ids(values, bits, kernels)
+    assert packed.tobytes() == pack_bits(values.astype(np.uint64), bits).tobytes()
+    assert np.array_equal(unpack_ids(packed, count, bits, kernels), values)
 
 
 @pytest.mark.parametrize("spec", SPECS)

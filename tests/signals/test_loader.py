@@ -2,18 +2,25 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.errors import UserError
+from limbeck.errors import IntegrityError, UserError
+from limbeck.settings import Settings
+from limbeck.signals.ahead import ahead
+from limbeck.signals.codecs.dense import DenseSpec
+from limbeck.signals.codecs.token import TokenSpec
 from limbeck.signals.dataset import SignalDataset, SignalRow
-from limbeck.signals.loader import SignalBatch, SignalLoader, collate
+from limbeck.signals.loader import DeviceCodec, SignalBatch, SignalLoader, collate
 from limbeck.signals.order import EpochOrder, permutation
-from limbeck.signals.types import TokenSignal, TopkSignal
-from tests.signals.making import header_of, make_row
+from limbeck.signals.types import DenseSignal, TokenSignal, TopkSignal, tensors_of
+from limbeck.signals.writer import DatasetWriter
+from tests.signals.making import SPEC, header_of, make_row
 from tests.signals.test_dataset import write
 
 
@@ -43,6 +50,88 @@ def test_two_ranks_read_each_sample_once(dataset: SignalDataset, workers: int) -
         seen.update(batch.samples)
         assert batch.input_ids[:, 0].tolist() == [sample % 50 for sample in batch.samples]
     assert seen == Counter(range(23))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_whoever_reads_ahead_the_batches_are_the_same(dataset: SignalDataset, rank: int) -> None:
+    loader = SignalLoader(dataset, 4, seed=5, rank=rank, world=2, buffer=7)
+    expected = [loader.batch(1, step) for step in range(1, loader.steps)]
+    for options in ({"threads": 0}, {"threads": 1}, {"threads": 3}, {"workers": 2}):
+        found = list(loader.batches(1, start=1, **options))  # type: ignore[arg-type]
+        assert [batch.step for batch in found] == [1, 2]
+        assert all(same(one, two) for one, two in zip(expected, found, strict=True))
+
+
+def test_a_shard_that_fails_while_reading_ahead_fails_at_its_batch(tmp_path: Path) -> None:
+    folder = write(tmp_path / "d")
+    (folder / "0000000015-0000000020.parquet").unlink()
+    batches = SignalLoader(SignalDataset.open(folder), 5, shuffle=False).batches(0, threads=2)
+    assert [next(batches).samples[0] for _ in range(3)] == [0, 4, 9]
+    with pytest.raises(IntegrityError, match="0000000015-0000000020"):
+        next(batches)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_working_ahead_keeps_the_order_and_takes_no_more_than_it_needs(threads: int) -> None:
+    taken = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            taken.append(number)
+            yield number
+
+    results = ahead(lambda number: number**2, numbers(), threads)
+    assert [next(results) for _ in range(5)] == [0, 1, 4, 9, 16]
+    assert len(taken) <= 5 + 2 * threads
+    results.close()  # type: ignore[attr-defined]
+    assert list(ahead(str, range(7), threads)) == [str(number) for number in range(7)]
+    assert list(ahead(str, [], threads)) == []
+
+
+@pytest.mark.parametrize("spec", [SPEC, DenseSpec(), TokenSpec()])
+def test_bytes_that_are_decoded_later_say_the_same(tmp_path: Path, spec: Settings) -> None:
+    folder = write(tmp_path / "d", header_of(codec=spec), spec=spec)
+    at_once, later = (SignalLoader(SignalDataset.open(folder), 4, seed=2, decode=decode) for decode in (True, False))
+    for one, two in zip(at_once.batches(0), later.batches(0), strict=True):
+        assert two.signal is None and two.encoded is not None and one.encoded is None
+        assert not torch.equal(two.counted, two.attention_mask)
+        two = later.decoded(two)
+        assert torch.equal(one.counted, two.counted)
+        assert one.signal is not None and two.signal is not None
+        for name, value in tensors_of(one.signal).items():
+            assert torch.equal(value, tensors_of(two.signal)[name])
+
+
+def test_a_codec_that_can_is_asked_to_decode_on_the_device(dataset: SignalDataset, tmp_path: Path) -> None:
+    spec = DenseSpec()
+    dense = SignalDataset.open(write(tmp_path / "d", header_of(codec=spec), spec=spec))
+    assert isinstance(dense.codec, DeviceCodec) and not isinstance(dataset.codec, DeviceCodec)
+    for loader in (SignalLoader(dense, 2), SignalLoader(dataset, 2)):
+        batch = next(loader.batches(0, device="meta"))
+        assert batch.signal is not None
+        assert {tensor.device.type for tensor in tensors_of(batch.signal).values()} == {"meta"}
+        assert batch.input_ids.device.type == "meta"
+
+
+def test_undecoded_batches_hold_no_more_than_twice_what_is_on_disk(tmp_path: Path) -> None:
+    rows = [make_row(index, DenseSpec()) for index in range(8)]
+    tokens = 256
+    with DatasetWriter(tmp_path / "d", header_of(samples=8, samples_per_shard=8, codec=DenseSpec())) as writer:
+        long = [
+            SignalRow(
+                row.input_ids.repeat(tokens)[:tokens],
+                row.trained.repeat(tokens)[:tokens],
+                DenseSignal(torch.zeros(tokens, 50), torch.ones(tokens) > 0),
+            )
+            for row in rows
+        ]
+        writer.write_shard(range(8), long)
+        stored = writer.finish().shards[0].bytes
+    batch = SignalLoader(SignalDataset.open(tmp_path / "d"), 8, decode=False).batch(0, 0)
+    assert batch.encoded is not None
+    tensors = [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    held = sum(value.nbytes for value in [*tensors, *batch.encoded.data.values(), *batch.encoded.offsets.values()])
+    assert held <= 2 * stored
 
 
 @settings(max_examples=200, deadline=None)

@@ -73,7 +73,7 @@ def test_a_wrong_shape_or_a_cut_column_is_refused() -> None:
 
 def test_specs_go_through_the_registry_by_their_tag() -> None:
     assert {"topk", "dense", "token"} <= set(codec_names())
-    spec = parse_spec({"codec": "topk", "version": 1, "cap": 7})
+    spec = parse_spec({"codec": "topk", "version": 2, "cap": 7})
     assert spec == TopkSpec(cap=7)
     assert make_codec(spec, 100).kind == "topk"
     assert parse_spec(spec.model_dump(mode="json")) == spec

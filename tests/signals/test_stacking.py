@@ -1,5 +1,6 @@
 """Rows of signals end to end and side by side."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -53,3 +54,36 @@ def test_a_head_goes_along_untouched() -> None:
     moved = to_device(signal, "meta")
     assert moved.hidden.device.type == moved.head.weight.device.type == "meta"
     assert moved.head.bias is not None and moved.head.bias.device.type == "meta"
+
+
+def test_a_head_is_moved_once_and_copied_again_only_where_it_changed() -> None:
+    head = OutputHead(torch.randn(9, 4), torch.zeros(9), 30.0)
+    signal = HiddenSignal(torch.randn(5, 4), head, torch.ones(5).bool())
+    assert to_device(signal, "cpu").head is head
+    there = to_device(signal, "meta").head
+    assert to_device(at(signal, slice(2)), torch.device("meta")).head is there
+    assert there.soft_cap == 30.0 and there.to("meta") is there
+    assert OutputHead(head.weight, head.bias).to("meta") is not there
+    head.weight[0] += 1.0
+    again = to_device(signal, "meta").head
+    assert again is not there and to_device(signal, "meta").head is again
+    assert head.bias is not None
+    head.bias.zero_()
+    assert to_device(signal, "meta").head is not again
+
+
+def test_a_head_in_training_is_never_read_from_a_copy() -> None:
+    head = OutputHead(torch.randn(9, 4, requires_grad=True))
+    assert head.to("meta") is not head.to("meta")
+    with torch.inference_mode():
+        assert OutputHead(torch.randn(9, 4)).to("meta").weight.device.type == "meta"
+
+
+def test_copies_of_a_head_stay_behind_where_it_is_pickled() -> None:
+    head = OutputHead(torch.randn(9, 4), None, 5.0)
+    alone = len(pickle.dumps(head))
+    head.to("meta")
+    assert len(pickle.dumps(head)) == alone
+    copied = pickle.loads(pickle.dumps(head))
+    assert torch.equal(copied.weight, head.weight) and (copied.bias, copied.soft_cap) == (None, 5.0)
+    assert replace(head, soft_cap=None).to("meta").soft_cap is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from limbeck.signals.codecs.topk import COLUMN, TopkCodec
+from limbeck.signals.codecs.topk_fields import cheapest_mode
 from limbeck.signals.codecs.topk_layout import rice_bits
 from limbeck.signals.codecs.topk_prefix import (
     CODES,
@@ -37,38 +38,113 @@ def of_two(p: list[float], ids: list[int], mask: bool = True, normaliser_at_2: f
 
 @pytest.mark.parametrize("path", ["compiled", "reference"])
 def test_one_position_bit_by_bit(path: str) -> None:
-    """p = .5 and .25, tail .25 over 14 other tokens, at threshold .1 and steps of .1 in p."""
+    """p = .42 and .23, tail .35 over 14 other tokens, at threshold .1 and steps of .1 in p."""
     spec = TopkSpec(threshold=0.1, power=1.0, step=0.1, cap=4)
-    tail_at_2 = 1.5  # any sum of square roots between sqrt(.25) and sqrt(.25 * 14)
-    normaliser = math.log(math.sqrt(0.5) + math.sqrt(0.25) + tail_at_2)
+    tail_at_2 = 1.5  # any sum of square roots between sqrt(.35) and sqrt(.35 * 14)
+    normaliser = math.log(math.sqrt(0.42) + math.sqrt(0.23) + tail_at_2)
     codec = TopkCodec(spec, 16, path)  # type: ignore[arg-type]
-    column = codec.encode(of_two([0.5, 0.25], [11, 3], normaliser_at_2=normaliser), [1])[COLUMN]
+    column = codec.encode(of_two([0.42, 0.23], [11, 3], normaliser_at_2=normaliser), [1])[COLUMN]
 
     codes = prefix_codes()
-    levels = [1, 4]  # floor((p - .1) / .1), by rising id: .25 -> 1, .5 -> 4 (3.99... would be 3)
-    if np.float64(np.exp(np.float32(np.log(np.float32(0.5))).astype(np.float64))) < 0.5:
-        levels[1] = 3
-    best = min(range(CODES), key=lambda code: sum(int(codes.lengths[code, level]) for level in levels))
-    tail = round(64 * math.log2(0.25 / 0.75)) + 2048
-    log_tail = -math.log(1 + 2 ** ((2048 - tail) / 64))
+    levels = [1, 3]  # floor((p - .1) / .1), by rising id
+    usual = min(range(CODES), key=lambda code: sum(int(codes.lengths[code, level]) for level in levels))
+    tail = round(64 * math.log2(0.35 / 0.65)) + 4096
+    log_tail = -math.log(1 + 2 ** ((4096 - tail) / 64))
     ratio = round((math.log(tail_at_2) - log_tail / 2) / (0.5 * math.log(14)) * 1023)
     rice = 2  # mean gap 14 / 3; 0.9624 * 4.67 = 4.49 >= 4
     assert rice_bits(2, 16) == rice
-    bits = "0"  # not as many as the cap of 4
-    bits += "0" * 0 + f"{2 + 8:b}"  # 2 entries, Exp-Golomb of order 3
-    bits += f"{best:06b}" + f"{tail:012b}" + f"{ratio:010b}"
+    bits = f"{2 + 16:05b}" + ALL_ALIKE  # one count, 2: Exp-Golomb of order 4; one number needs no bits above the least
+    bits += "0" + f"{tail + 2048:013b}" + ALL_ALIKE  # order 11: 13 bits, so 13 - 12 zeros before them
+    bits += "0" * (ratio >= 256) + f"{ratio + 256:b}" + ALL_ALIKE  # order 8
+    bits += f"{usual:06b}" + "1"  # the position takes the group's usual code
     for gap in (3, 7):  # ids 3 and 11: 11 - 3 - 1
         bits += "0" * (gap >> rice) + "1" + f"{gap & 3:02b}"
     for level in levels:
-        bits += f"{int(codes.words[best, level]):0{int(codes.lengths[best, level])}b}"
+        bits += f"{int(codes.words[usual, level]):0{int(codes.lengths[usual, level])}b}"
+    assert column.data.tobytes() == row_of(2, bits)
+
+    decoded = codec.decode({COLUMN: column}, [1])
+    tail_mass = math.exp(log_tail)
+    assert decoded.ids.tolist() == [[11, 3]]
+    p, q = decoded.logprobs[0].double().exp().tolist()
+    centre = [math.log(b / a) / (1 / a - 1 / b) for a, b in ((0.4, 0.5), (0.2, 0.3))]
+    missing = (1 - tail_mass - sum(centre)) / 2  # equal widths share it equally; both stay within their levels
+    assert (p, q) == pytest.approx((centre[0] + missing, centre[1] + missing), abs=1e-6)
+    assert decoded.log_tail_mass.item() == pytest.approx(log_tail, abs=1e-6)
+    known = math.log(math.sqrt(p) + math.sqrt(q) + math.exp(log_tail / 2 + ratio / 1023 * 0.5 * math.log(14)))
+    assert decoded.log_normalisers[0].tolist() == pytest.approx([0.0, known], abs=1e-5)
+
+
+ALL_ALIKE = f"{14:05b}"  # the mode of a field whose numbers are all the least: no bits each
+
+
+def row_of(most: int, bits: str) -> bytes:
+    """A row of one group."""
     bits += "0" * (-len(bits) % 8)
     payload = bytes(int(bits[i : i + 8], 2) for i in range(0, len(bits), 8))
-    assert column.data.tobytes() == bytes([2, len(payload)]) + payload
+    return bytes([most, len(payload)]) + payload
 
 
-def test_a_position_that_says_nothing_is_five_bits() -> None:
+@pytest.mark.parametrize("path", ["compiled", "reference"])
+def test_a_group_with_bases_and_two_codes_bit_by_bit(path: str) -> None:
+    """Two positions and a masked one between them; levels are counted from a base, and every code is looked for."""
+    spec = TopkSpec(select="count", cap=2, power=1.0, step=1 / 1024, temperatures=(1.0,))
+    signal = TopkSignal(
+        ids=torch.tensor([[5, 6], [0, 0], [2, 1]]),
+        logprobs=torch.tensor([[644.5, 56.5], [1.0, 1.0], [313.5, 311.5]]).div(1024).log(),
+        log_tail_mass=torch.tensor([323.0, 1.0, 399.0]).div(1024).log(),
+        log_normalisers=torch.zeros(3, 1),
+        temperatures=(1.0,),
+        mask=torch.tensor([True, False, True]),
+    )
+    codes = prefix_codes()
+
+    def bits_of(code: int, level: int) -> str:
+        symbol = symbol_of(level)
+        raw = int(codes.raw_bits[symbol])
+        word = f"{int(codes.words[code, symbol]):0{int(codes.lengths[code, symbol])}b}"
+        return word + (f"{level - int(codes.first_level[symbol]):0{raw}b}" if raw else "")
+
+    levels = ([588, 0], [0, 2])  # above the bases 56 and 311, by rising id
+    costs = [[sum(len(bits_of(code, level)) for level in one) for code in range(CODES)] for one in levels]
+    own = [min(cost) + 6 for cost in costs]
+    totals = [sum(min(cost[code], least) for cost, least in zip(costs, own, strict=True)) for code in range(CODES)]
+    usual = totals.index(min(totals))
+    tails = [round(64 * math.log2(t / (1024 - t))) + 4096 for t in (323, 399)]
+    assert tails[1] - tails[0] == 31
+    bits = f"{0 + 16:05b}" + f"{14 + 2:05b}" + "10" + "00" + "10"  # counts 2, 0, 2: from 0 on, in 2 bits each
+    bits += "00" + f"{56 + 16:07b}" + f"{14 + 8:05b}" + f"{0:08b}" + f"{255:08b}"  # bases 56 and 311
+    bits += "0" + f"{tails[0] + 2048:013b}" + f"{14 + 5:05b}" + "00000" + "11111"
+    bits += f"{usual:06b}"
+    for one, cost, least, ids in zip(levels, costs, own, ((5, 6), (1, 2)), strict=True):
+        code = usual if cost[usual] <= least else cost.index(min(cost))
+        bits += "1" if code == usual else "0" + f"{code:06b}"
+        rice = rice_bits(2, 40)
+        assert rice == 3
+        for gap in (ids[0], ids[1] - ids[0] - 1):
+            bits += "0" * (gap >> rice) + "1" + f"{gap & 7:03b}"
+        bits += "".join(bits_of(code, level) for level in one)
+    column = TopkCodec(spec, 40, path).encode(signal, [3])[COLUMN]  # type: ignore[arg-type]
+    assert column.data.tobytes() == row_of(2, bits)
+
+
+def test_positions_that_say_nothing_are_two_bytes_a_group() -> None:
     column = TopkCodec(TopkSpec(cap=4), 16).encode(of_two([0.5, 0.25], [1, 2], mask=False), [1])[COLUMN]
-    assert column.data.tobytes() == bytes([0, 1, 0b01000000])
+    assert column.data.tobytes() == bytes([0, 2]) + int("10000" + ALL_ALIKE + "000000", 2).to_bytes(2, "big")
+
+
+@pytest.mark.parametrize(
+    ("above", "mode"),
+    [
+        ([0, 0, 0], 14),  # no bits
+        ([0, 1, 1, 0], 15),  # one bit each beats 1, 3, 3, 1
+        ([0] * 9 + [5], 0),  # 9 + 5 bits
+        ([3, 5, 2, 7, 60], 3),  # 4, 4, 4, 4 and 10, against 6 each
+        ([1 << 16], 14 + 17),
+    ],
+)
+def test_a_field_takes_its_cheapest_mode(above: list[int], mode: int) -> None:
+    assert cheapest_mode(above) == mode
 
 
 def test_rows_are_cut_into_groups_of_32() -> None:

@@ -12,6 +12,7 @@ from limbeck.cli.demo import demo
 from limbeck.cli.evaluate import evaluate
 from limbeck.cli.pocket import pocket
 from limbeck.cli.serve import serve
+from limbeck.cli.signals import signals
 from limbeck.cli.submit import submit
 from limbeck.cli.train import train
 from limbeck.cli.validate import validate
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.add_typer(pocket, name="pocket")
+app.add_typer(signals, name="signals")
 for command in (capture, train, evaluate, check, submit, validate, verify, serve):
     app.command()(command)
 

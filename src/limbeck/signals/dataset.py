@@ -1,13 +1,16 @@
 """Reading a dataset of signals: random access to rows, decoded only when asked for, checked before they are believed.
 
 Opening reads the manifest and compares it with what the reader expects. Each shard's SHA-256 is checked when the shard
-is first read. A few shards are kept in memory, as bytes; what they decode to is not kept.
+is first read. A few shards are kept in memory, as bytes; what they decode to is not kept. Threads may share a dataset.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,14 +19,17 @@ from torch import Tensor
 from limbeck.errors import UserError
 from limbeck.files import digest_of
 from limbeck.settings import Settings
-from limbeck.signals.codecs.columns import Integers, offsets_of
+from limbeck.signals.beside import AttachedCodec
+from limbeck.signals.codecs.columns import Column, Columns, Integers, offsets_of
 from limbeck.signals.codecs.registry import make_codec, parse_spec, spec_digest
 from limbeck.signals.manifest import Manifest, load_manifest
-from limbeck.signals.shards import Shard, check_shard, read_shard
+from limbeck.signals.shards import Shard, read_shard
 from limbeck.signals.stacking import split
+from limbeck.signals.storage import Storage, open_storage
 from limbeck.signals.types import TeacherSignal
 
 SHARDS_KEPT = 4
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -67,49 +73,65 @@ class Expectation:
 
 
 class SignalDataset:
-    """A dataset of signals on disk.
+    """A dataset of signals.
 
     Attributes:
-        folder: where it lies.
+        storage: where it lies.
         manifest: what it is.
         codec: reads its bytes.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        self.storage = storage
         self.manifest = manifest
         self.codec = make_codec(parse_spec(manifest.codec), manifest.vocabulary)
+        if isinstance(self.codec, AttachedCodec):
+            self.codec.attach(self.folder)
         self._header_digest = manifest.digest
         self._starts = offsets_of([record.stop - record.start for record in manifest.shards])
         self._verified: set[int] = set()
         self._kept: OrderedDict[int, Shard] = OrderedDict()
         self._keep = SHARDS_KEPT
+        self._reading = threading.Lock()
 
     @classmethod
     def open(
-        cls, folder: Path | str, expect: Expectation | None = None, *, incomplete: bool = False
+        cls, location: Path | str, expect: Expectation | None = None, *, incomplete: bool = False
     ) -> "SignalDataset":
         """Open a dataset.
 
         Args:
-            folder: holds `manifest.json` and the shards.
+            location: a folder, or a URL that fsspec knows, that holds `manifest.json` and the shards.
             expect: what it must be.
             incomplete: accept one whose capture has not finished; its rows are those of the shards that are there.
 
         Raises:
             UserError: there is none here, its capture has not finished, or it is not what `expect` says; both sides
                 are named.
+            IntegrityError: the manifest was changed, or a file that the codec needs is missing or was changed.
         """
-        folder = Path(folder)
-        manifest = load_manifest(folder)
+        storage = open_storage(location)
+        manifest = load_manifest(storage)
         if not manifest.complete and not incomplete:
             there = sum(record.stop - record.start for record in manifest.shards)
             raise UserError(
-                f"{folder}: the capture has not finished ({there} of {manifest.samples} samples are there). "
+                f"{storage.where()}: the capture has not finished ({there} of {manifest.samples} samples are there). "
                 "Run it again: it goes on where it stopped."
             )
-        _compare(folder, manifest, expect or Expectation())
-        return cls(folder, manifest)
+        _compare(storage.where(), manifest, expect or Expectation())
+        return cls(storage, manifest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: it reads shards itself."""
+        return {**vars(self), "_kept": OrderedDict(), "_reading": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({**state, "_reading": threading.Lock()})
+
+    @cached_property
+    def folder(self) -> Path:
+        """Return a local folder that holds the files beside the manifest."""
+        return self.storage.local(self.manifest.files)
 
     @property
     def kind(self) -> str:
@@ -129,7 +151,7 @@ class SignalDataset:
     @property
     def lengths(self) -> Integers:
         """Return the tokens of every row, `[len(self)]`; reads all shards."""
-        parts = [self._shard(shard).lengths for shard in range(len(self.manifest.shards))]
+        parts = [self.shard(shard).lengths for shard in range(len(self.manifest.shards))]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     @property
@@ -145,7 +167,7 @@ class SignalDataset:
         return self.rows([index], decode=decode)[0]
 
     def rows(self, indices: Sequence[int], *, decode: bool = True) -> list[SignalRow]:
-        """Return rows in the order given; those of one shard are decoded together.
+        """Return rows in the order given, decoded together.
 
         Args:
             indices: from 0 to `len(self) - 1`.
@@ -155,65 +177,88 @@ class SignalDataset:
             IndexError: there is no such row.
             IntegrityError: a shard is missing, truncated or changed.
         """
-        places: dict[int, list[int]] = {}
-        for place, index in enumerate(indices):
-            if not 0 <= index < len(self):
-                raise IndexError(f"row {index} of {len(self)}")
-            places.setdefault(int(np.searchsorted(self._starts, index, side="right")) - 1, []).append(place)
-        found: list[SignalRow | None] = [None] * len(indices)
-        for shard, at in places.items():
-            inside = [int(indices[place] - self._starts[shard]) for place in at]
-            for place, row in zip(at, self._read(self._shard(shard), inside, decode), strict=True):
-                found[place] = row
-        return [row for row in found if row is not None]
+        rows, columns = self.encoded(indices)
+        if not decode or not rows:
+            return rows
+        lengths = [len(row.input_ids) for row in rows]
+        signals = split(self.codec.decode(columns, lengths), lengths)
+        return [replace(row, signal=signal) for row, signal in zip(rows, signals, strict=True)]
+
+    def encoded(self, indices: Sequence[int]) -> tuple[list[SignalRow], Columns]:
+        """Return rows without their signals, and the bytes of these for the codec; see `rows`."""
+        rows: list[SignalRow] = []
+        parts: dict[str, list[Any]] = {name: [] for name in self.codec.columns}
+        found: dict[int, Shard] = {}
+        for index in indices:
+            number, inside = self.locate(index)
+            if number not in found:
+                found[number] = self.shard(number)
+            rows.append(_row(found[number], inside))
+            for name, column in found[number].columns.items():
+                parts[name].append(column.row(inside))
+        columns = {
+            name: Column(np.concatenate(strings), offsets_of([len(string) for string in strings]))
+            for name, strings in parts.items()
+            if strings
+        }
+        return rows, columns
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return which shard a row is in, and which of its rows it is.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return number, int(index - self._starts[number])
 
     def __iter__(self) -> Iterator[SignalRow]:
-        """Iterate over all rows in order, a shard at a time."""
-        for shard, size in enumerate(self.shard_sizes):
-            yield from self._read(self._shard(shard), range(size), decode=True)
+        """Iterate over all rows in order, some at a time."""
+        for first in range(0, len(self), ROWS_AT_ONCE):
+            yield from self.rows(range(first, min(first + ROWS_AT_ONCE, len(self))))
 
     def verify(self) -> None:
-        """Check every shard's bytes.
+        """Check the bytes of every shard, and of every file beside the manifest.
 
         Raises:
             IntegrityError: one is missing, truncated or changed; it is named.
         """
+        for file in self.manifest.files:
+            self.storage.check(file)
         for shard, record in enumerate(self.manifest.shards):
-            check_shard(self.folder, record)
+            self.storage.check(record)
             self._verified.add(shard)
 
     def keep_shards(self, count: int) -> None:
         """Keep at least `count` shards in memory."""
         self._keep = max(self._keep, count)
 
-    def _shard(self, shard: int) -> Shard:
-        if shard in self._kept:
-            self._kept.move_to_end(shard)
-            return self._kept[shard]
-        record = self.manifest.shards[shard]
-        verify = shard not in self._verified
-        self._kept[shard] = read_shard(self.folder, record, self._header_digest, self.codec.columns, verify=verify)
-        self._verified.add(shard)
-        while len(self._kept) > self._keep:
-            self._kept.popitem(last=False)
-        return self._kept[shard]
-
-    def _read(self, shard: Shard, rows: Sequence[int], decode: bool) -> list[SignalRow]:
-        lengths = [int(shard.offsets[row + 1] - shard.offsets[row]) for row in rows]
-        signals: list[TeacherSignal | None] = [None] * len(lengths)
-        if decode:
-            columns = {name: column.take(rows) for name, column in shard.columns.items()}
-            signals = list(split(self.codec.decode(columns, lengths), lengths))
-        found = []
-        for row, signal in zip(rows, signals, strict=True):
-            part = slice(int(shard.offsets[row]), int(shard.offsets[row + 1]))
-            documents = None if shard.documents is None else torch.from_numpy(shard.documents[part].astype(np.int64))
-            input_ids = torch.from_numpy(shard.input_ids[part].astype(np.int64))
-            found.append(SignalRow(input_ids, torch.from_numpy(shard.trained[part].copy()), signal, documents))
-        return found
+    def shard(self, number: int) -> Shard:
+        """Return a shard as it is stored; read again only if it is not one of those in memory."""
+        with self._reading:
+            if number in self._kept:
+                self._kept.move_to_end(number)
+                return self._kept[number]
+            record = self.manifest.shards[number]
+            verify = number not in self._verified
+            shard = read_shard(self.storage, record, self._header_digest, self.codec.columns, verify=verify)
+            self._kept[number] = shard
+            self._verified.add(number)
+            while len(self._kept) > self._keep:
+                self._kept.popitem(last=False)
+            return shard
 
 
-def _compare(folder: Path, manifest: Manifest, expect: Expectation) -> None:
+def _row(shard: Shard, row: int) -> SignalRow:
+    part = slice(int(shard.offsets[row]), int(shard.offsets[row + 1]))
+    documents = None if shard.documents is None else torch.from_numpy(shard.documents[part].astype(np.int64))
+    input_ids = torch.from_numpy(shard.input_ids[part].astype(np.int64))
+    return SignalRow(input_ids, torch.from_numpy(shard.trained[part].copy()), None, documents)
+
+
+def _compare(where: str, manifest: Manifest, expect: Expectation) -> None:
     codec = expect.codec
     sides = {
         "tokenizer_digest": (manifest.tokenizer_digest, "tokenizer"),
@@ -231,6 +276,6 @@ def _compare(folder: Path, manifest: Manifest, expect: Expectation) -> None:
         found, name = sides[field.name]
         if wanted is not None and wanted != found:
             raise UserError(
-                f"{folder}: captured with {name} {found}, but {name} {wanted} is expected. "
+                f"{where}: captured with {name} {found}, but {name} {wanted} is expected. "
                 "Name another dataset, or capture again."
             )

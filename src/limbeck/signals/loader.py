@@ -3,22 +3,55 @@
 `batch(epoch, step)` is a pure function of the loader's settings: an epoch is read by asking for its steps in order, and
 resumed by asking for the next. Each rank has one contiguous stretch of the epoch's order; stretches differ by at most
 one sample, every sample is in exactly one, and all ranks have equally many steps.
+
+Signals travel as the bytes they are stored in for as long as can be: they are decoded in threads or processes that read
+ahead, or, where the codec can do it there, on the device that trains. `limbeck.signals.ahead` keeps the order.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from limbeck.errors import UserError
+from limbeck.signals.ahead import ahead
+from limbeck.signals.codecs.columns import Column, Columns
 from limbeck.signals.dataset import SignalDataset, SignalRow
 from limbeck.signals.order import EpochOrder
 from limbeck.signals.stacking import concatenate, pad_rows
 from limbeck.signals.types import TeacherSignal, to_device
+
+
+@dataclass(frozen=True)
+class EncodedSignal:
+    """The signals of B rows as they are stored.
+
+    Attributes:
+        data: uint8, the bytes of each of the codec's columns, row after row.
+        offsets: `[B + 1]`, int64, where each row's bytes begin.
+        lengths: positions of each row.
+    """
+
+    data: dict[str, Tensor]
+    offsets: dict[str, Tensor]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def of(cls, columns: Columns, lengths: Sequence[int]) -> "EncodedSignal":
+        """Return columns as tensors that share their memory."""
+        return cls(
+            {name: torch.from_numpy(column.data) for name, column in columns.items()},
+            {name: torch.from_numpy(column.offsets) for name, column in columns.items()},
+            tuple(lengths),
+        )
+
+    def columns(self) -> Columns:
+        """Return what the codec reads."""
+        return {name: Column(data.numpy(), self.offsets[name].numpy()) for name, data in self.data.items()}
 
 
 @dataclass(frozen=True)
@@ -38,6 +71,7 @@ class SignalBatch:
         samples: which of the dataset's rows these are; empty if the batch is a stand-in with nothing to train on.
         epoch: of the batch.
         step: of the batch within its epoch.
+        encoded: the signal where it was not decoded; it stays in the processor's memory.
     """
 
     input_ids: Tensor
@@ -50,6 +84,7 @@ class SignalBatch:
     samples: tuple[int, ...] = ()
     epoch: int = 0
     step: int = 0
+    encoded: EncodedSignal | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SignalBatch":
         """Return the batch on `device`."""
@@ -64,6 +99,12 @@ class SignalBatch:
 
 def collate(rows: Sequence[SignalRow], pad_id: int = 0) -> SignalBatch:
     """Return rows as one batch; all of them have a signal, or none."""
+    batch = _tokens(rows, pad_id)
+    signals = [row.signal for row in rows if row.signal is not None]
+    return _with_signal(batch, concatenate(signals), [len(row.input_ids) for row in rows]) if signals else batch
+
+
+def _tokens(rows: Sequence[SignalRow], pad_id: int) -> SignalBatch:
     input_ids = _padded([row.input_ids for row in rows], pad_id)
     trained = _padded([row.trained for row in rows], False)
     attention_mask = _padded([torch.ones_like(row.trained) for row in rows], False)
@@ -78,13 +119,23 @@ def collate(rows: Sequence[SignalRow], pad_id: int = 0) -> SignalBatch:
     counted[:, :-1] = trained[:, 1:]
     if documents is not None:
         counted[:, :-1] &= documents[:, 1:] == documents[:, :-1]
-    signal: TeacherSignal | None = None
-    signals = [row.signal for row in rows if row.signal is not None]
-    if signals:
-        signal = pad_rows(concatenate(signals), [len(row.input_ids) for row in rows])
-        counted &= signal.mask
-        signal = replace(signal, mask=counted)
-    return SignalBatch(input_ids, attention_mask, trained, targets, counted, signal, documents)
+    return SignalBatch(input_ids, attention_mask, trained, targets, counted, None, documents)
+
+
+def _with_signal(batch: SignalBatch, signal_N: TeacherSignal, lengths: Sequence[int]) -> SignalBatch:
+    """Return a batch with the signal of its rows, laid end to end, on the same device."""
+    signal = pad_rows(signal_N, lengths)
+    counted = batch.counted & signal.mask
+    return replace(batch, signal=replace(signal, mask=counted), counted=counted, encoded=None)
+
+
+@runtime_checkable
+class DeviceCodec(Protocol):
+    """A codec whose bytes can be decoded on the device that trains."""
+
+    def decode_on(self, columns: Columns, lengths: Sequence[int], device: torch.device | str) -> TeacherSignal:
+        """Return what `decode` returns, on `device`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -101,7 +152,7 @@ class SignalLoader:
         buffer: samples that are shuffled together; the shards they come from are kept in memory.
         shuffle: False reads in the dataset's own order.
         pad_id: fills up `input_ids`.
-        decode: whether signals are decoded.
+        decode: whether signals are decoded; if not, batches hold them as bytes, for `decoded` to make signals of.
     """
 
     dataset: SignalDataset
@@ -121,7 +172,7 @@ class SignalLoader:
                 f"and rank {self.rank} one of 0..{self.world - 1}."
             )
         if not len(self.dataset):
-            raise UserError(f"{self.dataset.folder}: no samples to load.")
+            raise UserError(f"{self.dataset.storage.where()}: no samples to load.")
         if self.shuffle:
             a_shard = max(self.dataset.shard_sizes)
             self.dataset.keep_shards(self.buffer // a_shard + 2)
@@ -151,16 +202,59 @@ class SignalLoader:
         A rank that has fewer samples than steps gets a stand-in now and then: one row with nothing to train on, so that
         all ranks take part in every step and no sample counts twice.
         """
+        batch = self._encoded(epoch, step)
+        return self.decoded(batch) if self.decode else batch
+
+    def decoded(self, batch: SignalBatch, device: torch.device | str = "cpu") -> SignalBatch:
+        """Return a batch with its signal decoded, on `device`.
+
+        A codec that has a method `decode_on` is given the bytes there; what others decode is moved.
+        """
+        batch = batch.to(device, non_blocking=True)
+        if batch.encoded is None:
+            return batch
+        codec, columns, lengths = self.dataset.codec, batch.encoded.columns(), batch.encoded.lengths
+        if isinstance(codec, DeviceCodec):
+            return _with_signal(batch, codec.decode_on(columns, lengths, device), lengths)
+        return _with_signal(batch, to_device(codec.decode(columns, lengths), device, non_blocking=True), lengths)
+
+    def batches(
+        self,
+        epoch: int,
+        start: int = 0,
+        workers: int = 0,
+        *,
+        threads: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> Iterator[SignalBatch]:
+        """Iterate over an epoch from step `start` on; the order is the same whoever reads ahead.
+
+        Args:
+            epoch: of the order.
+            start: the first step.
+            workers: processes that read ahead, and decode unless the codec decodes on the device.
+            threads: threads of this process that read ahead and decode where there are no `workers`; 0: none.
+            device: where batches are wanted.
+        """
+        steps = range(start, self.steps)
+        if workers:
+            there = replace(self, decode=self.decode and not isinstance(self.dataset.codec, DeviceCodec))
+            batches = iter(DataLoader(_Steps(there, epoch), batch_size=None, sampler=steps, num_workers=workers))
+            yield from (self._on(device, batch) for batch in batches)
+        else:
+            yield from ahead(lambda step: self._on(device, self._encoded(epoch, step)), steps, threads)
+
+    def _on(self, device: torch.device | str, batch: SignalBatch) -> SignalBatch:
+        return self.decoded(batch, device) if self.decode else batch.to(device, non_blocking=True)
+
+    def _encoded(self, epoch: int, step: int) -> SignalBatch:
         samples = self.samples(epoch, step)
-        rows = self.dataset.rows(samples or (0,), decode=self.decode)
+        rows, columns = self.dataset.encoded(samples or (0,))
         if not samples:
             rows = [replace(rows[0], trained=torch.zeros_like(rows[0].trained))]
-        return replace(collate(rows, self.pad_id), samples=samples, epoch=epoch, step=step)
-
-    def batches(self, epoch: int, start: int = 0, workers: int = 0) -> Iterator[SignalBatch]:
-        """Iterate over an epoch from step `start` on; `workers` processes read ahead, in the same order."""
-        steps = range(start, self.steps)
-        yield from DataLoader(_Steps(self, epoch), batch_size=None, sampler=steps, num_workers=workers)
+        encoded = EncodedSignal.of(columns, [len(row.input_ids) for row in rows])
+        batch = _tokens(rows, self.pad_id)
+        return replace(batch, samples=samples, epoch=epoch, step=step, encoded=encoded)
 
 
 class _Steps(Dataset[SignalBatch]):

@@ -3,11 +3,23 @@
 import fcntl
 import os
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 from limbeck.errors import UserError
 
 LOCK = ".lock"
+
+
+class Lock(Protocol):
+    """Keeps other writers out of a folder."""
+
+    def check(self) -> None:
+        """Raise LimbeckError if another process has taken the folder over."""
+        ...
+
+    def release(self) -> None:
+        """Let go. A second call does nothing."""
+        ...
 
 
 class FolderLock:
@@ -50,6 +62,9 @@ class FolderLock:
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except FileNotFoundError:
             return False
+
+    def check(self) -> None:
+        """Nothing to do: the operating system takes the lock from its holder only when that ends."""
 
     def release(self) -> None:
         """Let go, and leave no file behind. A second call does nothing."""

@@ -6,12 +6,9 @@ columns, one large_binary value a row. The file's metadata carry the digest of t
 range, so that a shard can't pass for another dataset's.
 """
 
-import hashlib
 import json
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,12 +17,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from limbeck.errors import IntegrityError
-from limbeck.files import publish, sha256_file
+from limbeck.files import sha256_file
 from limbeck.signals.codecs.columns import Column, Columns, Integers
 from limbeck.signals.manifest import ShardRecord, shard_name
+from limbeck.signals.mapping import ADVICE
+from limbeck.signals.storage import Storage
 
 METADATA = b"limbeck"
-ADVICE = "Remove the file and run the capture again: it writes this shard anew and keeps the others."
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Shard:
         return np.diff(self.offsets)
 
 
-def write_shard(folder: Path, samples: range, shard: Shard, header_digest: str) -> ShardRecord:
+def write_shard(storage: Storage, samples: range, shard: Shard, header_digest: str) -> ShardRecord:
     """Publish a shard and return its record.
 
     Raises:
@@ -70,8 +68,8 @@ def write_shard(folder: Path, samples: range, shard: Shard, header_digest: str) 
         arrays[name] = pa.Array.from_buffers(pa.large_binary(), len(samples), buffers)
     note = json.dumps({"capture": header_digest, "start": samples.start, "stop": samples.stop}, sort_keys=True)
     table = pa.table(arrays).replace_schema_metadata({METADATA: note.encode()})
-    path = folder / shard_name(samples)
-    with publish(path) as temporary:
+    name = shard_name(samples)
+    with storage.publish(name) as temporary:
         pq.write_table(
             table,
             temporary,
@@ -82,7 +80,7 @@ def write_shard(folder: Path, samples: range, shard: Shard, header_digest: str) 
         )
         size, sha256 = temporary.stat().st_size, sha256_file(temporary)
     return ShardRecord(
-        name=path.name,
+        name=name,
         start=samples.start,
         stop=samples.stop,
         tokens=len(shard.input_ids),
@@ -92,11 +90,13 @@ def write_shard(folder: Path, samples: range, shard: Shard, header_digest: str) 
     )
 
 
-def read_shard(folder: Path, record: ShardRecord, header_digest: str, names: Sequence[str], *, verify: bool) -> Shard:
+def read_shard(
+    storage: Storage, record: ShardRecord, header_digest: str, names: Sequence[str], *, verify: bool
+) -> Shard:
     """Read a shard.
 
     Args:
-        folder: the dataset.
+        storage: of the dataset.
         record: what the manifest says of the shard.
         header_digest: of the manifest's header.
         names: the codec's columns.
@@ -105,10 +105,8 @@ def read_shard(folder: Path, record: ShardRecord, header_digest: str, names: Seq
     Raises:
         IntegrityError: the file is missing, truncated, changed, or another dataset's; the shard and the fix are named.
     """
-    path = folder / record.name
-    data = _mapped(path, record)
-    if verify and hashlib.sha256(data).hexdigest() != record.sha256:
-        raise IntegrityError(f"{path}: its bytes are not those the manifest names (SHA-256 differs). {ADVICE}")
+    path = storage.where(record.name)
+    data = storage.map(record, verify=verify)
     try:
         table = pq.read_table(pa.BufferReader(pa.py_buffer(data)), use_threads=False)
         note = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
@@ -121,31 +119,6 @@ def read_shard(folder: Path, record: ShardRecord, header_digest: str, names: Seq
         return Shard(offsets, input_ids, _lists(table, "trained")[1], documents, columns)
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise IntegrityError(f"{path}: not a readable shard ({str(error).splitlines()[0]}). {ADVICE}") from error
-
-
-def check_shard(folder: Path, record: ShardRecord) -> None:
-    """Check a shard's size and SHA-256 without reading its rows.
-
-    Raises:
-        IntegrityError: the file is missing, truncated or changed.
-    """
-    if hashlib.sha256(_mapped(folder / record.name, record)).hexdigest() != record.sha256:
-        raise IntegrityError(
-            f"{folder / record.name}: its bytes are not those the manifest names (SHA-256 differs). {ADVICE}"
-        )
-
-
-def _mapped(path: Path, record: ShardRecord) -> mmap.mmap:
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            if size != record.bytes:
-                raise IntegrityError(f"{path}: {size} bytes, but the manifest says {record.bytes}. {ADVICE}")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except FileNotFoundError as error:
-        raise IntegrityError(
-            f"{path}: this shard is missing. Run the capture again: it writes what is missing."
-        ) from error
 
 
 def _lists(table: pa.Table, name: str) -> tuple[Integers, NDArray[Any]]:

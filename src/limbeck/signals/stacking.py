@@ -50,6 +50,11 @@ def pad_rows(signal: Signal, lengths: Sequence[int]) -> Signal:
         lengths: how many positions each row has; T is the longest.
     """
     width = max(lengths, default=0)
+    if min(lengths, default=0) == width:
+        whole: dict[str, Any] = {
+            name: value.reshape(len(lengths), width, *value.shape[1:]) for name, value in tensors_of(signal).items()
+        }
+        return replace(signal, **whole)
     lengths_B = torch.tensor(list(lengths), dtype=torch.int64, device=signal.mask.device)
     inside_BT = torch.arange(width, device=signal.mask.device) < lengths_B[:, None]
     padded: dict[str, Any] = {}

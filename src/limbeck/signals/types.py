@@ -8,7 +8,7 @@ Log-probabilities are natural and float32 unless a codec says otherwise. `-inf` 
 "absent": a teacher that returned fewer than K entries fills up with `-inf`.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -28,6 +28,35 @@ class OutputHead:
     weight: Tensor
     bias: Tensor | None = None
     soft_cap: float | None = None
+    _elsewhere: dict[torch.device, "tuple[int, OutputHead]"] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def to(self, device: torch.device | str) -> "OutputHead":
+        """Return the head on `device`: itself where it lies there, else one copy a device, made once.
+
+        Copies belong to this object and live as long as it does. A head that is being trained is copied anew each
+        time, and so is one whose tensors were written to since: a copy never says what its original no longer says.
+        """
+        device = torch.empty(0, device=device).device  # "cuda" is the current one of several
+        if device == self.weight.device:
+            return self
+        parts = [self.weight] if self.bias is None else [self.weight, self.bias]
+        if any(part.requires_grad or part.is_inference() for part in parts):
+            return self._copied(device)
+        version = sum(part._version for part in parts)  # counts writes, and only rises
+        there = self._elsewhere.get(device)
+        if there is None or there[0] != version:
+            there = self._elsewhere[device] = (version, self._copied(device))
+        return there[1]
+
+    def _copied(self, device: torch.device) -> "OutputHead":
+        bias = None if self.bias is None else self.bias.to(device)
+        return OutputHead(self.weight.to(device), bias, self.soft_cap)
+
+    def __reduce__(self) -> tuple[type["OutputHead"], tuple[Tensor, Tensor | None, float | None]]:
+        """Leave copies on other devices behind where the head is pickled, or copied itself."""
+        return OutputHead, (self.weight, self.bias, self.soft_cap)
 
 
 @dataclass(frozen=True)
@@ -122,12 +151,10 @@ def at(signal: Signal, index: Tensor | slice | tuple[Tensor | slice, ...]) -> Si
 
 
 def to_device(signal: Signal, device: torch.device | str, *, non_blocking: bool = False) -> Signal:
-    """Return the signal, and the output head it refers to, on `device`."""
+    """Return the signal on `device`, and the output head it refers to, which is moved once and not again."""
     moved: dict[str, Any] = {}
     for name, value in tensors_of(signal).items():
         moved[name] = value.to(device, non_blocking=non_blocking)
     if isinstance(signal, HiddenSignal):
-        head = signal.head
-        bias = None if head.bias is None else head.bias.to(device, non_blocking=non_blocking)
-        moved["head"] = replace(head, weight=head.weight.to(device, non_blocking=non_blocking), bias=bias)
+        moved["head"] = signal.head.to(device)
     return replace(signal, **moved)

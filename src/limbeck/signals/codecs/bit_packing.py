@@ -86,7 +86,7 @@ def unpack_words(words_NW: Unsigned, count: int, bits: int) -> Unsigned:
     out = np.empty((*words_NW.shape, each), dtype=np.uint64)
     for index in range(each):
         out[:, :, index] = (words_NW >> np.uint64(index * bits)) & mask
-    return out.reshape(len(words_NW), -1)[:, :count]
+    return out.reshape(len(words_NW), words_NW.shape[1] * each)[:, :count]
 
 
 def _bytes_of(index: int, bits: int) -> list[tuple[int, int]]:

@@ -10,17 +10,24 @@ is as exact as they are; the only temperature is 1. A position that says nothing
 
 from collections.abc import Sequence
 
-import numpy as np
 from torch import Tensor
 
 from limbeck.errors import UserError
-from limbeck.signals.codecs.bit_packing import pack_bits, packed_bytes, unpack_bits
+from limbeck.signals.codecs.bit_packing import packed_bytes
 from limbeck.signals.codecs.columns import Columns, fixed_column
 from limbeck.signals.codecs.dense import exact_bytes
+from limbeck.signals.codecs.distillkit_rows import (
+    Path,
+    load_kernels,
+    pack_ids,
+    signal_of_values,
+    take_entries,
+    unpack_ids,
+)
 from limbeck.signals.codecs.distillkit_spec import DistillkitSpec
 from limbeck.signals.codecs.distillkit_values import decode_values, encode_values, tail_fit, value_bytes
 from limbeck.signals.codecs.registry import codec
-from limbeck.signals.codecs.topk_entries import fixed_entries, refuse, signal_of_entries
+from limbeck.signals.codecs.topk_entries import refuse
 from limbeck.signals.types import TopkSignal
 
 NAME = "distillkit"
@@ -34,6 +41,7 @@ class DistillkitCodec:
     Args:
         spec: the layout.
         vocabulary: V; ids are checked against it. `d` may be larger or smaller.
+        path: `compiled` (numba), `plain`, or `auto`: compiled where numba can be imported. All write the same bytes.
 
     Raises:
         UserError: more entries than the vocabulary has, or a polynomial term that its dtype can't hold.
@@ -42,12 +50,13 @@ class DistillkitCodec:
     kind = "topk"
     columns: tuple[str, ...] = (VALUES, IDS)
 
-    def __init__(self, spec: DistillkitSpec, vocabulary: int) -> None:
+    def __init__(self, spec: DistillkitSpec, vocabulary: int, path: Path = "auto") -> None:
         if spec.k > vocabulary:
             raise UserError(f"codec {NAME}: k = {spec.k} entries out of a vocabulary of {vocabulary}. Lower k.")
         tail_fit(spec)
         self.spec = spec
         self.vocabulary = vocabulary
+        self._kernels = load_kernels(path)
         self.bytes_per_position = value_bytes(spec) + packed_bytes(spec.k, spec.id_bits)
 
     def encode(self, signal: TopkSignal, lengths: Sequence[int]) -> Columns:
@@ -57,14 +66,16 @@ class DistillkitCodec:
             LimbeckError: an entry is not a number, above 0, out of order, given twice, outside `d` or the vocabulary,
                 or out of the range of its dtype; row and position are named.
         """
-        ids, logprobs_NK = fixed_entries(signal, lengths, self.spec.k, min(self.spec.d, self.vocabulary), NAME)
+        spec, kernels = self.spec, self._kernels
+        allowed = min(spec.d, self.vocabulary)
+        ids, logprobs_NK = take_entries(signal, lengths, spec.k, allowed, NAME, kernels)
 
         def check(wrong_N: Tensor, complaint: str) -> None:
             refuse(NAME, lengths, wrong_N, lambda _: complaint)
 
         return {
-            VALUES: fixed_column(encode_values(logprobs_NK, self.spec, check), lengths),
-            IDS: fixed_column(pack_bits(ids.astype(np.uint64), self.spec.id_bits), lengths),
+            VALUES: fixed_column(encode_values(logprobs_NK, spec, check), lengths),
+            IDS: fixed_column(pack_ids(ids, spec.id_bits, kernels), lengths),
         }
 
     def decode(self, columns: Columns, lengths: Sequence[int]) -> TopkSignal:
@@ -77,5 +88,9 @@ class DistillkitCodec:
         spec = self.spec
         values = exact_bytes(columns, VALUES, lengths, value_bytes(spec), NAME)
         packed = exact_bytes(columns, IDS, lengths, packed_bytes(spec.k, spec.id_bits), NAME)
-        ids = unpack_bits(packed, spec.k, spec.id_bits).astype(np.int64)
-        return signal_of_entries(ids, decode_values(values, spec), lengths, self.vocabulary, NAME)
+        ids = unpack_ids(packed, spec.k, spec.id_bits, self._kernels)
+
+        def values_of(part: slice) -> Tensor:
+            return decode_values(values[part], spec)
+
+        return signal_of_values(ids, values_of, lengths, self.vocabulary, NAME, self._kernels)

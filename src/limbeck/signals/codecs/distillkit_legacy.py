@@ -14,16 +14,18 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.signals.codecs.bit_packing import pack_words, packed_words, unpack_words
 from limbeck.signals.codecs.columns import Columns, fixed_column
 from limbeck.signals.codecs.dense import exact_bytes
 from limbeck.signals.codecs.distillkit_fit import fit_of
+from limbeck.signals.codecs.distillkit_rows import Path, load_kernels, signal_of_values, take_entries
 from limbeck.signals.codecs.distillkit_spec import DistillkitLegacySpec
 from limbeck.signals.codecs.distillkit_values import bytes_of, numbers_in
 from limbeck.signals.codecs.registry import codec
-from limbeck.signals.codecs.topk_entries import fixed_entries, refuse, signal_of_entries
+from limbeck.signals.codecs.topk_entries import refuse
 from limbeck.signals.types import TopkSignal
 
 NAME = "distillkit_legacy"
@@ -39,6 +41,7 @@ class DistillkitLegacyCodec:
     Args:
         spec: the layout.
         vocabulary: V; ids are checked against it. `vocab_size` may be larger or smaller.
+        path: as in `DistillkitCodec`.
 
     Raises:
         UserError: more entries than the vocabulary has, or a power that `term_dtype` can't hold.
@@ -47,11 +50,12 @@ class DistillkitLegacyCodec:
     kind = "topk"
     columns: tuple[str, ...] = (EXACT, COEFFICIENTS, IDS)
 
-    def __init__(self, spec: DistillkitLegacySpec, vocabulary: int) -> None:
+    def __init__(self, spec: DistillkitLegacySpec, vocabulary: int, path: Path = "auto") -> None:
         if spec.k > vocabulary:
             raise UserError(f"codec {NAME}: k = {spec.k} entries out of a vocabulary of {vocabulary}. Lower k.")
         self.spec = spec
         self.vocabulary = vocabulary
+        self._kernels = load_kernels(path)
         self._fit = fit_of(spec.tail, spec.terms, spec.term_dtype, first=1)
         self._widths = {
             EXACT: 2 * spec.exact_k,
@@ -68,7 +72,8 @@ class DistillkitLegacyCodec:
                 vocabulary, or out of the range of its dtype; row and position are named.
         """
         spec = self.spec
-        ids, logprobs_NK = fixed_entries(signal, lengths, spec.k, min(spec.vocab_size, self.vocabulary), NAME)
+        allowed = min(spec.vocab_size, self.vocabulary)
+        ids, logprobs_NK = take_entries(signal, lengths, spec.k, allowed, NAME, self._kernels)
         given_NE, tail_NJ = logprobs_NK[:, : spec.exact_k], logprobs_NK[:, spec.exact_k :]
         exact_NE, coefficients_NM = given_NE.to(torch.float16), self._fit.solve(tail_NJ)
         lost_N = (exact_NE.isinf() & given_NE.isfinite()).any(1)
@@ -91,8 +96,12 @@ class DistillkitLegacyCodec:
                 or there twice, or a value is `+inf`.
         """
         data = {name: exact_bytes(columns, name, lengths, width, NAME) for name, width in self._widths.items()}
-        exact_NE = numbers_in(data[EXACT], EXACT_DTYPE).double()
-        tail_NJ = self._fit.evaluate(numbers_in(data[COEFFICIENTS], self.spec.term_dtype)).double()
         words = np.ascontiguousarray(data[IDS]).view("<u8")
         ids = unpack_words(words, self.spec.k, self.spec.id_bits).astype(np.int64)
-        return signal_of_entries(ids, torch.cat([exact_NE, tail_NJ], 1), lengths, self.vocabulary, NAME)
+
+        def values_of(part: slice) -> Tensor:
+            exact_NE = numbers_in(data[EXACT][part], EXACT_DTYPE).double()
+            tail_NJ = self._fit.evaluate(numbers_in(data[COEFFICIENTS][part], self.spec.term_dtype)).double()
+            return torch.cat([exact_NE, tail_NJ], 1)
+
+        return signal_of_values(ids, values_of, lengths, self.vocabulary, NAME, self._kernels)

@@ -167,13 +167,15 @@ def _levels_of(codes: Unsigned, bits: int) -> Tensor:
 
 def bytes_of(numbers_NM: Tensor) -> Bytes:
     """Return `[N, M * itemsize]`."""
-    if not numbers_NM.shape[1]:
-        return np.zeros(numbers_NM.shape, dtype=np.uint8)
+    if not numbers_NM.numel():
+        rows, width = numbers_NM.shape
+        return np.zeros((rows, width * numbers_NM.element_size()), dtype=np.uint8)
     return np.asarray(numbers_NM.contiguous().view(torch.uint8).numpy())
 
 
 def numbers_in(data_NW: Bytes, dtype: str) -> Tensor:
     """Return `[N, W / itemsize]` numbers."""
-    if not data_NW.shape[1]:
-        return torch.zeros(data_NW.shape, dtype=DTYPES[dtype])
+    if not data_NW.size:
+        rows, width = data_NW.shape
+        return torch.zeros(rows, width // DTYPES[dtype].itemsize, dtype=DTYPES[dtype])
     return torch.from_numpy(data_NW.copy()).view(DTYPES[dtype])

@@ -26,17 +26,20 @@ METADATA = "limbeck"
 class HiddenSpec(Settings):
     """Settings of codec `hidden`; `hidden_spec` makes them for a head.
 
+    A user who asks for this codec need not know the head: `width` and `head_sha256` may be left out where a capture
+    fills them in. Without them there is no codec, and no manifest.
+
     Attributes:
         dtype: how states are stored; `int8` with a scale for each position.
-        width: D, numbers of a state.
-        head_sha256: of the file `head.safetensors`.
+        width: D, numbers of a state; 0: not known yet.
+        head_sha256: of the file `head.safetensors`; empty: not known yet.
     """
 
     codec: Literal["hidden"] = "hidden"
     version: Literal[1] = 1
     dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16"
-    width: int = Field(gt=0)
-    head_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    width: int = Field(default=0, ge=0)
+    head_sha256: str = Field(default="", pattern="^([0-9a-f]{64})?$")
 
 
 def hidden_spec(head: OutputHead, dtype: Literal["bfloat16", "float32", "int8"] = "bfloat16") -> HiddenSpec:

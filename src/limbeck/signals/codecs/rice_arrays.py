@@ -1,4 +1,4 @@
-"""Arrays of small numbers in few bits, written and read without a loop over the numbers.
+"""Arrays of small numbers in few bits.
 
 A number x in the Rice code of width r is its quotient `x >> r` and its r low bits. An array is kept as two strings of
 bits, each filled up with zero bits to a byte: the quotients in unary (as many zeros, then a one), and the low bits,
@@ -8,13 +8,15 @@ for ones. In bytes an array is: varint, the bytes of the quotients; the quotient
 A *varint* is a number in seven bits a byte, lowest first; the top bit of a byte says that another follows.
 """
 
+from functools import cache
+from types import ModuleType
+
 import numpy as np
 
 from limbeck.errors import IntegrityError
-from limbeck.signals.codecs.columns import Bytes, Integers, offsets_of
+from limbeck.signals.codecs.columns import Bytes, Integers
 
-WIDEST = 24  # low bits of a number; they are read through a window of 32 bits
-WINDOW_BYTES = 4
+WIDEST = 24  # one more than the most low bits of a number
 
 
 def write_varint(value: int) -> bytes:
@@ -28,26 +30,22 @@ def write_varint(value: int) -> bytes:
 
 def write_array(values: Integers, widths: Integers) -> bytes:
     """Return the bytes of `values` `[n]`, from 0 up, each in the Rice code of its own width."""
-    ends = np.cumsum((values >> widths) + 1)
-    unary = np.zeros(int(ends[-1]) if len(ends) else 0, dtype=np.uint8)
-    unary[ends - 1] = 1
-    quotients = np.packbits(unary).tobytes()
-    return write_varint(len(quotients)) + quotients + write_fields(values, widths)
+    quotients = np.zeros((int((values >> widths).sum()) + len(values) + 7) // 8, dtype=np.uint8)
+    _kernels().write_unary(values, widths, quotients)
+    return write_varint(len(quotients)) + quotients.tobytes() + write_fields(values, widths)
 
 
 def write_fitted(values: Integers) -> bytes:
     """Return a byte, the one width that makes the array shortest, and the array."""
-    costs = [int((values >> width).sum()) + width * len(values) for width in range(WIDEST)]
-    width = int(np.argmin(costs))
+    width = int(_kernels().best_width(values, WIDEST))
     return bytes([width]) + write_array(values, np.full(len(values), width, dtype=np.int64))
 
 
 def write_fields(values: Integers, widths: Integers) -> bytes:
     """Return the low `widths` bits of `values`, end to end, most significant first, filled up to a byte."""
-    starts = offsets_of(widths)
-    place = np.arange(int(starts[-1])) - np.repeat(starts[:-1], widths)
-    shift = np.repeat(widths, widths) - 1 - place
-    return np.packbits(((np.repeat(values, widths) >> shift) & 1).astype(np.uint8)).tobytes()
+    out = np.zeros((int(widths.sum()) + 7) // 8, dtype=np.uint8)
+    _kernels().write_bits(values, widths, out)
+    return out.tobytes()
 
 
 class ArrayReader:
@@ -80,11 +78,10 @@ class ArrayReader:
 
     def array(self, widths: Integers) -> Integers:
         """Return as many numbers as there are widths."""
-        ones = np.flatnonzero(np.unpackbits(self._take(self.varint())))
-        if len(ones) != len(widths):
+        numbers = np.empty(len(widths), dtype=np.int64)
+        if not _kernels().read_unary(self._take(self.varint()), numbers):
             raise self._broken()
-        quotients = np.diff(ones, prepend=-1) - 1
-        return (quotients << widths) | self.fields(widths)
+        return self._completed(numbers, widths)
 
     def fitted(self, count: int) -> Integers:
         """Return `count` numbers, all of the width that stands before them."""
@@ -95,19 +92,16 @@ class ArrayReader:
 
     def fields(self, widths: Integers) -> Integers:
         """Return one number of each width."""
-        starts = offsets_of(widths)
-        total = int(starts[-1])
-        data = np.concatenate([self._take((total + 7) // 8), np.zeros(WINDOW_BYTES, dtype=np.uint8)]).astype(np.int64)
-        byte, inside = starts[:-1] >> 3, starts[:-1] & 7
-        window = np.zeros(len(widths), dtype=np.int64)
-        for index in range(WINDOW_BYTES):
-            window = window << 8 | data[byte + index]
-        return (window >> (8 * WINDOW_BYTES - inside - widths)) & ((1 << widths) - 1)
+        return self._completed(np.zeros(len(widths), dtype=np.int64), widths)
 
     def finish(self) -> None:
         """Check that nothing is left."""
         if self._at != len(self._data):
             raise self._broken()
+
+    def _completed(self, numbers: Integers, widths: Integers) -> Integers:
+        _kernels().read_bits(self._take((int(widths.sum()) + 7) // 8), widths, numbers)
+        return numbers
 
     def _take(self, count: int) -> Bytes:
         if self._at + count > len(self._data):
@@ -118,3 +112,10 @@ class ArrayReader:
 
     def _broken(self) -> IntegrityError:
         return IntegrityError(f"{self._name}: these are not the bytes of a row.")
+
+
+@cache
+def _kernels() -> ModuleType:
+    from limbeck.signals.codecs import rice_kernels  # numba takes half a second to import
+
+    return rice_kernels

@@ -9,6 +9,7 @@ was drawn by other settings is refused, for rounding it here would bias it.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ from limbeck.signals.codecs.sampled_spec import (
     unit_weights,
 )
 from limbeck.signals.codecs.topk_entries import refuse, repeated_ids
-from limbeck.signals.codecs.topk_layout import rice_bits
 from limbeck.signals.types import SampledSignal
 
 NAME = COLUMN = "sampled"
@@ -46,20 +46,23 @@ class Part:
 
     Attributes:
         counts: `[n]`, entries of each position.
+        starts: `[n + 1]`, where each position's entries start, and where the last one's end.
         ids: `[E]`.
         weights: `[E]`, float64.
         logprobs: `[E]`, float64.
     """
 
     counts: Integers
+    starts: Integers
     ids: Integers
     weights: Floats
     logprobs: Floats
 
     def at(self, first: int, last: int) -> "Part":
         """Return the entries of positions `first` up to, not including, `last`."""
-        begin, end = int(self.counts[:first].sum()), int(self.counts[:last].sum())
-        return Part(self.counts[first:last], self.ids[begin:end], self.weights[begin:end], self.logprobs[begin:end])
+        here = slice(self.starts[first], self.starts[last])
+        starts = self.starts[first : last + 1] - self.starts[first]
+        return Part(self.counts[first:last], starts, self.ids[here], self.weights[here], self.logprobs[here])
 
 
 @codec(NAME, SampledSpec)
@@ -95,13 +98,12 @@ class SampledCodec:
         units = self._units(tail)
         tail_codes = self._tail_codes(tail, units, lengths)
         rows, starts = [], offsets_of(lengths)
-        head_starts, tail_starts = offsets_of(head.counts), offsets_of(tail.counts)
         for first, last in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
-            in_row = slice(int(tail_starts[first]), int(tail_starts[last]))
             rows.append(
                 self._write_row(
-                    mask[first:last], head.at(first, last), levels[head_starts[first] : head_starts[last]],
-                    tail.at(first, last), units[first:last], tail_codes[in_row],
+                    mask[first:last],
+                    head.at(first, last), levels[head.starts[first] : head.starts[last]],
+                    tail.at(first, last), units[first:last], tail_codes[tail.starts[first] : tail.starts[last]],
                 )
             )  # fmt: skip
         data = np.frombuffer(b"".join(rows), dtype=np.uint8)
@@ -187,7 +189,7 @@ class SampledCodec:
     def _refuse_off_grid(self, part: Part, on_grid: Flags, lengths: Sequence[int]) -> None:
         if not on_grid.all():
             entry = int(np.flatnonzero(~on_grid)[0])
-            position = int(np.searchsorted(offsets_of(part.counts), entry, side="right")) - 1
+            position = int(np.searchsorted(part.starts, entry, side="right")) - 1
             raise LimbeckError(
                 f"codec {NAME}: {positions_of(lengths, position)}: token {part.ids[entry]} has the weight "
                 f"{part.weights[entry]:g}, which these settings do not make. Draw with the settings that store."
@@ -195,9 +197,7 @@ class SampledCodec:
 
     def _gap_widths(self, counts: Integers) -> Integers:
         """Return the Rice width of each id's gap."""
-        distinct, which = np.unique(counts, return_inverse=True)
-        widths = np.array([rice_bits(min(count, self.vocabulary), self.vocabulary) for count in distinct.tolist()])
-        return np.repeat(widths.astype(np.int64)[which], counts)
+        return np.repeat(_rice_widths(self.vocabulary)[np.minimum(counts, self.vocabulary)], counts)
 
     def _write_row(
         self, mask: Flags, head: Part, levels: Integers, tail: Part, units: Integers, tail_codes: Integers
@@ -246,8 +246,8 @@ class SampledCodec:
             logprobs[:] = self.spec.edge - HALF_OCTAVE * (reader.fields(np.full(len(tail_ids), bits)) + 0.5)
         reader.finish()
         kept = self._head_weights[levels]
-        head = Part(head_counts, head_ids, kept, np.clip(np.log(kept), self.spec.edge, 0.0))
-        return mask, head, Part(tail_counts, tail_ids, weights, logprobs)
+        head = Part(head_counts, offsets_of(head_counts), head_ids, kept, np.clip(np.log(kept), self.spec.edge, 0.0))
+        return mask, head, Part(tail_counts, offsets_of(tail_counts), tail_ids, weights, logprobs)
 
     def _ids_in(self, reader: ArrayReader, counts: Integers, row: int) -> Integers:
         gaps = reader.array(self._gap_widths(counts))
@@ -259,16 +259,29 @@ class SampledCodec:
         return ids
 
 
+@lru_cache(maxsize=8)
+def _rice_widths(vocabulary: int) -> Integers:
+    """Return `topk_layout.rice_bits` for every number of entries from 0 to the vocabulary."""
+    counts = np.arange(vocabulary + 1, dtype=np.int64)
+    widths = np.zeros_like(counts)
+    for bits in range(1, vocabulary.bit_length() + 1):
+        widths += (1 << bits) * 10000 * (counts + 1) <= 9624 * (vocabulary - counts)
+    return widths
+
+
 def _part_of(where: Flags, ids: Integers, weights: Floats, logprobs: Floats) -> Part:
     """Return the chosen entries, those of each position by rising id."""
     position, entry = np.nonzero(where)
-    order = np.lexsort((ids[position, entry], position))
-    chosen = (position[order], entry[order])
-    return Part(where.sum(1).astype(np.int64), ids[chosen], weights[chosen], logprobs[chosen])
+    chosen = ids[position, entry]
+    if ((chosen[1:] < chosen[:-1]) & (position[1:] == position[:-1])).any():
+        order = np.lexsort((chosen, position))
+        position, entry, chosen = position[order], entry[order], chosen[order]
+    counts = where.sum(1).astype(np.int64)
+    return Part(counts, offsets_of(counts), chosen, weights[position, entry], logprobs[position, entry])
 
 
 def _gaps_of(part: Part) -> Integers:
     """Return each id less the one before it at its position, less 1; the first id of a position as it is."""
     before = np.concatenate([[-1], part.ids[:-1]])
-    before[offsets_of(part.counts)[:-1][part.counts > 0]] = -1
+    before[part.starts[:-1][part.counts > 0]] = -1
     return part.ids - before - 1 if len(part.ids) else part.ids

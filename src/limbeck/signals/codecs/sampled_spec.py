@@ -5,16 +5,16 @@ from functools import cache, lru_cache
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from limbeck.settings import Settings
 
 LARGEST_UNIT, UNIT_STEPS = (1 << 16) - 1, 2048  # a draw's weight is 2 ** (-code / 2048)
 LARGEST_WEIGHT, WEIGHT_STEPS, WEIGHT_OCTAVES = (1 << 8) - 1, 8, 17  # an entry's own weight is 2 ** (17 - code / 8)
 TOP_LEVEL = 1 << 20
+
+Floats = NDArray[np.float64]
 
 
 class SampledSpec(Settings):
@@ -34,10 +34,10 @@ class SampledSpec(Settings):
 
     codec: Literal["sampled"] = "sampled"
     version: Literal[1] = 1
-    threshold: float = Field(default=5e-3, gt=0, le=1)
+    threshold: float = Field(default=6e-3, gt=0, le=1)
     draws: int | None = Field(default=None, ge=1, le=65536)
     proposal_temperature: float = Field(default=1.0, ge=1)
-    head_step: float = Field(default=0.25, gt=0, le=4)
+    head_step: float = Field(default=0.1, gt=0, le=4)
     tail_logprob_bits: int = Field(default=0, ge=0, le=8)
 
     @model_validator(mode="after")
@@ -71,38 +71,35 @@ class SampledSpec(Settings):
 
 
 @lru_cache(maxsize=16)
-def head_weights(spec: SampledSpec) -> NDArray[np.float64]:
+def head_weights(spec: SampledSpec) -> Floats:
     """Return the `levels + 1` weights that a head token can have, rising from the threshold to above 1."""
     root = math.sqrt(spec.threshold)
-    weights: NDArray[np.float64] = np.square(
-        root + spec.head_step * root * np.arange(spec.levels + 1, dtype=np.float64)
-    )
+    weights: Floats = np.square(root + spec.head_step * root * np.arange(spec.levels + 1, dtype=np.float64))
     weights[0] = spec.threshold
     return weights
 
 
 @cache
-def unit_weights() -> NDArray[np.float64]:
+def unit_weights() -> Floats:
     """Return the weights that one draw can have, by code."""
     return np.asarray(2.0 ** (-np.arange(LARGEST_UNIT + 1) / UNIT_STEPS))
 
 
 @cache
-def entry_weights() -> NDArray[np.float64]:
+def entry_weights() -> Floats:
     """Return the weights that a token drawn at another temperature can have, by code; falling, the last one 0."""
     weights = 2.0 ** (WEIGHT_OCTAVES - np.arange(LARGEST_WEIGHT + 1) / WEIGHT_STEPS)
     weights[-1] = 0.0
     return np.asarray(weights)
 
 
-def round_at_random(values: Tensor, grid: NDArray[np.float64], generator: torch.Generator) -> Tensor:
+def round_at_random(values: Floats, grid: Floats, numbers: Floats) -> NDArray[np.int64]:
     """Return indices into a monotone `grid` whose expected grid value is `values`, which lie within its range.
 
-    Each value becomes one of its two neighbours, with the odds that make the mean right.
+    Each value becomes one of its two neighbours, by its own uniform number, with the odds that make the mean right.
     """
-    rising = torch.from_numpy(np.ascontiguousarray(grid if grid[0] < grid[-1] else grid[::-1]))
-    low = (torch.searchsorted(rising, values.double().contiguous(), right=True) - 1).clamp(0, len(grid) - 2)
-    share = (values.double() - rising[low]) / (rising[low + 1] - rising[low])
-    drawn = torch.rand(values.shape, generator=generator, dtype=torch.float64)
-    index = low + (drawn < share)
-    return index if grid[0] < grid[-1] else len(grid) - 1 - index
+    rising = grid if grid[0] < grid[-1] else grid[::-1]
+    low = np.clip(np.searchsorted(rising, values, side="right") - 1, 0, len(grid) - 2)
+    share = (values - rising[low]) / (rising[low + 1] - rising[low])
+    index = low + (numbers < share)
+    return np.asarray(index if grid[0] < grid[-1] else len(grid) - 1 - index, dtype=np.int64)

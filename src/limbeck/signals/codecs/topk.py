@@ -4,7 +4,7 @@ One column, `topk`. `docs/signals.md` specifies its bits; `topk_reference` is th
 the fast path. What decoding guarantees:
 
 - the ids are exactly those that `TopkSpec` keeps; log-probabilities never rise along the entries;
-- head and tail make 1; the odds of tail to head are the true ones to within 0.6 %;
+- each probability lies within its step; head and tail make 1; the tail's odds are the true ones to within 0.6 %;
 - at every temperature of the description the tail's share is stored, not derived from an assumed shape.
 
 What is dropped for good: the order of entries within one step, and all of the tail but its sums.
@@ -24,16 +24,16 @@ from limbeck.signals.codecs import topk_reference as reference
 from limbeck.signals.codecs import topk_values
 from limbeck.signals.codecs.columns import Column, Columns, Integers, offsets_of
 from limbeck.signals.codecs.registry import codec, positions_of
-from limbeck.signals.codecs.topk_layout import RATIO_TOP, layout_of, ratio_spans, tail_logs
+from limbeck.signals.codecs.topk_layout import layout_of, ratio_spans, tail_table
 from limbeck.signals.codecs.topk_prepare import entries_of
 from limbeck.signals.codecs.topk_reference import DuplicateIdError, Entries
-from limbeck.signals.codecs.topk_rows import find_groups, groups_of, in_threads, join_rows
+from limbeck.signals.codecs.topk_rows import check_widths, find_groups, groups_of, in_threads, join_rows
 from limbeck.signals.codecs.topk_spec import TopkSpec
 from limbeck.signals.types import TopkSignal
 
 COLUMN = "topk"
 LARGEST_VOCABULARY = 1 << 21
-BYTES_A_POSITION, BYTES_AN_ENTRY = 32, 7  # more than any of them takes
+BYTES_A_GROUP, BYTES_A_POSITION, BYTES_AN_ENTRY = 64, 32, 7  # more than any of them takes
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Decoded:
     Attributes:
         counts: `[N]`, entries of each position.
         ids: `[N, K]`.
-        levels: `[N, K]`, above the base, falling.
+        levels: uint16 `[N, K]`, above the base, falling.
         bases: `[N]`.
         tails: `[N]`.
         ratios: `[N, S]`.
@@ -51,10 +51,18 @@ class Decoded:
 
     counts: Integers
     ids: Integers
-    levels: Integers
+    levels: NDArray[np.uint16]
     bases: Integers
     tails: Integers
     ratios: Integers
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled path: a module that writes and one that reads."""
+
+    writing: ModuleType
+    reading: ModuleType
 
 
 @codec("topk", TopkSpec)
@@ -111,15 +119,16 @@ class TopkCodec:
             IntegrityError: the bytes are not what `encode` writes; row and position are named where they are known.
         """
         column, groups = columns[COLUMN], groups_of(lengths)
-        begins, ends, width = find_groups(column, groups, self.layout.cap)
+        begins, ends, widths = find_groups(column, groups, self.layout.cap)
         if self._kernels is None:
             decoded = self._decode_by_reference(column, begins, ends, groups.positions, lengths)
             values = topk_values.rebuild(
                 decoded.counts, decoded.levels, decoded.bases, decoded.tails, decoded.ratios, self.layout
             )
         else:
-            decoded = self._empty(sum(lengths), width)
+            decoded = self._empty(sum(lengths), int(widths.max(initial=0)))
             values = self._decode_compiled(self._kernels, column, begins, ends, groups.positions, decoded, lengths)
+        check_widths(decoded.counts, widths, groups)
         logprobs, log_tail_mass, normalisers = (torch.from_numpy(value) for value in values)
         at_one = self.spec.temperatures.index(1.0)
         zeros = torch.zeros(len(logprobs), 1)
@@ -136,36 +145,38 @@ class TopkCodec:
         def zeros(*shape: int) -> Integers:
             return np.zeros(shape, dtype=np.int64)
 
-        entries = (total, max(width, 1))
+        width = max(width, 1)
+        levels = np.zeros((total, width), dtype=np.uint16)
         return Decoded(
-            zeros(total), zeros(*entries), zeros(*entries), zeros(total), zeros(total),
+            zeros(total), zeros(total, width), levels, zeros(total), zeros(total),
             zeros(total, len(self.layout.ratios)),
         )  # fmt: skip
 
-    def _encode_compiled(self, kernels: ModuleType, entries: Entries, groups: Integers) -> list[bytes]:
+    def _encode_compiled(self, kernels: Kernels, entries: Entries, groups: Integers) -> list[bytes]:
         layout, codes = self.layout, self.layout.codes
-        room = BYTES_A_POSITION + 2 * entries.ratios.shape[1] + BYTES_AN_ENTRY * np.diff(entries.starts)
-        regions = offsets_of(room)[groups]
-        out = np.zeros(int(regions[-1]), dtype=np.uint8)
+        fields = 3 + entries.ratios.shape[1]
+        room = BYTES_A_POSITION + 3 * fields + BYTES_AN_ENTRY * np.diff(entries.starts)
+        regions = offsets_of(room)[groups] + np.arange(len(groups)) * (BYTES_A_GROUP + 8 * fields)
+        regions = (regions + 7) // 8 + np.arange(len(groups))  # each group starts in a word of its own
+        out = np.zeros(int(regions[-1]) + 1, dtype=np.uint64)
         sizes = np.zeros(len(groups) - 1, dtype=np.int64)
 
         def work(first: int, last: int) -> int:
-            twin: int = kernels.encode_groups(
+            twin: int = kernels.writing.encode_groups(
                 entries.starts, entries.ids, entries.levels, entries.bases, entries.tails, entries.ratios,
-                groups, first, last, layout.cap, layout.with_base, layout.rice,
+                groups, first, last, layout.with_base, layout.rice,
                 codes.lengths, codes.words, codes.raw_bits, codes.first_level, regions, out, sizes,
             )  # fmt: skip
             return twin
 
         if twins := [position for position in in_threads(work, len(sizes)) if position >= 0]:
             raise DuplicateIdError(min(twins))
-        return [
-            out[start : start + size].tobytes() for start, size in zip(regions.tolist(), sizes.tolist(), strict=False)
-        ]
+        data = out.astype(">u8").tobytes()
+        return [data[8 * at : 8 * at + size] for at, size in zip(regions.tolist(), sizes.tolist(), strict=False)]
 
     def _decode_compiled(
         self,
-        kernels: ModuleType,
+        kernels: Kernels,
         column: Column,
         begins: Integers,
         ends: Integers,
@@ -175,25 +186,28 @@ class TopkCodec:
     ) -> topk_values.Values:
         """Fill the integer arrays and return the values made of them."""
         layout, codes = self.layout, self.layout.codes
-        data = np.concatenate([column.data, np.zeros(kernels.PADDING, dtype=np.uint8)])
-        logs = tail_logs()
+        data = np.zeros(len(column.data) // 8 + kernels.reading.PADDING, dtype=">u8")
+        data.view(np.uint8)[: len(column.data)] = column.data
+        words = data.astype(np.uint64)
+        tails = tail_table()
         temperatures = np.array(layout.ratios, dtype=np.float64)
         spare_logprobs: NDArray[np.float32] = np.full(into.ids.shape, -np.inf, dtype=np.float32)
         log_tail = np.zeros(len(into.counts), dtype=np.float32)
         normalisers = np.zeros(into.ratios.shape, dtype=np.float32)
 
         def work(first: int, last: int) -> int:
-            bad: int = kernels.decode_groups(
-                data, begins, ends, groups, first, last, layout.cap, layout.vocabulary, layout.with_base,
+            bad: int = kernels.reading.decode_groups(
+                words, begins, ends, groups, first, last, layout.cap, layout.vocabulary, layout.with_base,
                 layout.rice, codes.table, codes.raw_bits, codes.first_level, len(layout.low),
                 into.counts, into.ids, into.levels, into.bases, into.tails, into.ratios,
             )  # fmt: skip
             if bad < 0:
                 here = slice(int(groups[first]), int(groups[last]))
                 spans = ratio_spans(layout.ratios, layout.vocabulary - into.counts[here])
-                kernels.rebuild(
-                    into.counts[here], into.levels[here], into.bases[here], into.tails[here], *logs,
-                    layout.low, layout.high, layout.centre, temperatures, spans, into.ratios[here], RATIO_TOP,
+                kernels.reading.rebuild(
+                    into.counts[here], into.levels[here], into.bases[here], into.tails[here],
+                    tails.log, tails.mass, tails.least, tails.most,
+                    layout.low, layout.high, layout.centre, temperatures, spans, into.ratios[here],
                     spare_logprobs[here], log_tail[here], normalisers[here],
                 )  # fmt: skip
             return bad
@@ -218,11 +232,11 @@ class TopkCodec:
         return Decoded(counts, decoded.ids, decoded.levels, entries.bases, entries.tails, entries.ratios)
 
 
-def _load_kernels(*, required: bool) -> ModuleType | None:
+def _load_kernels(*, required: bool) -> Kernels | None:
     try:
-        from limbeck.signals.codecs import topk_kernels  # numba takes half a second to import
+        from limbeck.signals.codecs import topk_decode_kernels, topk_kernels  # numba takes half a second to import
     except ImportError:
         if required:
             raise
         return None
-    return topk_kernels
+    return Kernels(topk_kernels, topk_decode_kernels)

@@ -1,6 +1,6 @@
-"""What the bits of codec `topk` mean in numbers: the tables that encoder and decoder share.
+"""What codec `topk`'s writers and readers share: field widths, tables of levels, and the codes of masses.
 
-Solved once in float64 for a description and a vocabulary, and cached.
+Everything here is made once for a description and a vocabulary, in float64 or in integers, and kept.
 """
 
 import math
@@ -14,11 +14,12 @@ from limbeck.signals.codecs.topk_prefix import PrefixCodes, prefix_codes
 from limbeck.signals.codecs.topk_spec import TopkSpec
 
 GROUP = 32  # positions that share one byte-aligned run of bits
-COUNT_ORDER, BASE_ORDER = 3, 2  # of the Exp-Golomb codes for the number of entries and for the base level
+COUNT_ORDER, BASE_ORDER, TAIL_ORDER, RATIO_ORDER = 4, 4, 11, 8  # of the Exp-Golomb code for a field's least number
+MODE_BITS, GOLOMB_MODES = 5, 14  # modes below 14: Exp-Golomb of that order; mode 14 + w: w bits each
 CODE_BITS = 6  # which prefix code
-TAIL_BITS, TAIL_CENTRE, TAIL_STEPS = 12, 2048, 64  # log2(tail / head) = (code - centre) / steps; code 0: no tail
-RATIO_BITS = 10
-RATIO_TOP = (1 << RATIO_BITS) - 1
+TAIL_CODES, TAIL_CENTRE, TAIL_STEPS = 8192, 4096, 64  # log2(tail / head) = (code - centre) / steps; code 0: no tail
+RATIO_TOP = 1023
+LEAST_SHARE = 2.0**-40  # of a level that starts at 0: what is kept has a logarithm, however small it is
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,32 @@ class Layout:
     ratios: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class TailTable:
+    """What the 8,192 codes of a tail's odds stand for, float64 `[8192]` each; code 0 is no tail.
+
+    Attributes:
+        log: logarithm of the tail's mass.
+        mass: the tail's mass.
+        least: the least mass that rounds to this code.
+        most: the greatest.
+    """
+
+    log: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    least: NDArray[np.float64]
+    most: NDArray[np.float64]
+
+
 @lru_cache(maxsize=16)
 def layout_of(spec: TopkSpec, vocabulary: int) -> Layout:
     """Return the tables of `spec` over a vocabulary of this size."""
     cap = min(spec.cap, vocabulary)
     levels = int((1 - spec.origin) / spec.width) + 2
     edges = np.minimum(spec.origin + spec.width * np.arange(levels + 1), 1.0) ** (1 / spec.power)
-    low, high = edges[:-1].copy(), edges[1:].copy()
+    low, high = edges[:-1], edges[1:]
     high = np.maximum(high, np.nextafter(low, 2.0))
     inner = np.where(low > 0, low, high / 4)
-    low = np.where(low > 0, low, high / 64)  # what is kept has a logarithm, however far below the first step it was
     centre = np.log(high / inner) / (1 / inner - 1 / high)
     centre = np.clip(np.where(np.isfinite(centre), centre, low), low, high)
     return Layout(
@@ -66,7 +83,7 @@ def layout_of(spec: TopkSpec, vocabulary: int) -> Layout:
         with_base=spec.select != "threshold",
         rice=np.array([rice_bits(count, vocabulary) for count in range(cap + 1)], dtype=np.int64),
         codes=prefix_codes(),
-        low=low,
+        low=low.copy(),
         high=high,
         centre=centre,
         ratios=tuple(temperature for temperature in spec.temperatures if temperature != 1.0),
@@ -96,9 +113,11 @@ def ratio_spans(temperatures: tuple[float, ...], rest_N: NDArray[np.int64]) -> N
 
 
 @lru_cache(maxsize=1)
-def tail_logs() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the logarithms of tail mass and of head mass for each of the 4,096 tail codes."""
-    odds = (np.arange(1 << TAIL_BITS) - TAIL_CENTRE) / TAIL_STEPS * math.log(2)
-    log_tail, log_head = -np.logaddexp(0, -odds), -np.logaddexp(0, odds)
-    log_tail[0], log_head[0] = -np.inf, 0.0
-    return log_tail, log_head
+def tail_table() -> TailTable:
+    """Return the masses that the codes of a tail stand for."""
+
+    def log_mass(offset: float) -> NDArray[np.float64]:
+        odds = (np.arange(TAIL_CODES) + offset - TAIL_CENTRE) / TAIL_STEPS * math.log(2)
+        return np.where(np.arange(TAIL_CODES) > 0, -np.logaddexp(0, -odds), -np.inf)
+
+    return TailTable(log_mass(0), np.exp(log_mass(0)), np.exp(log_mass(-0.5)), np.exp(log_mass(0.5)))

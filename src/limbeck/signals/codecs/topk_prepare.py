@@ -11,15 +11,15 @@ from limbeck.signals.codecs.columns import offsets_of
 from limbeck.signals.codecs.registry import positions_of
 from limbeck.signals.codecs.topk_layout import (
     RATIO_TOP,
-    TAIL_BITS,
     TAIL_CENTRE,
+    TAIL_CODES,
     TAIL_STEPS,
     Layout,
     ratio_spans,
-    tail_logs,
+    tail_table,
 )
 from limbeck.signals.codecs.topk_reference import Entries
-from limbeck.signals.codecs.topk_spec import TOP_LEVEL, TopkSpec, kept_counts
+from limbeck.signals.codecs.topk_spec import LEVEL_BITS, TOP_LEVEL, TopkSpec, kept_counts
 from limbeck.signals.types import TopkSignal
 
 MASS_TOLERANCE = 1e-2
@@ -44,23 +44,30 @@ def entries_of(signal: TopkSignal, lengths: Sequence[int], spec: TopkSpec, layou
     logprobs, ids, mask = logprobs_NK.numpy(), signal.ids.detach().cpu().long().numpy(), mask_N.numpy()
     probabilities = np.exp(logprobs)
     beyond = np.exp(signal.log_tail_mass.detach().cpu().double().numpy())
-    _check(logprobs, ids, probabilities.sum(1) + beyond, mask, lengths, layout.vocabulary)
+    total = probabilities.sum(1) + beyond
+    _check(logprobs, ids, total, mask, lengths, layout.vocabulary)
 
     counts = kept_counts(logprobs_NK, spec).numpy()
     kept_NK = np.arange(logprobs.shape[1]) < counts[:, None]
     head = np.where(kept_NK, probabilities, 0.0).sum(1)
     tails = _tail_codes(head, np.where(kept_NK, 0.0, probabilities).sum(1) + beyond, counts, layout.vocabulary)
 
-    steps = np.floor((probabilities[kept_NK] ** spec.power - spec.origin) / spec.width)
+    shares = probabilities[kept_NK] / np.repeat(total, counts)  # what a server rounds would contradict the tail's odds
+    steps = np.floor((shares**spec.power - spec.origin) / spec.width)
     levels = np.clip(steps, 0, len(layout.low) - 1).astype(np.int64)
     starts = offsets_of(counts)
     bases = np.zeros(len(counts), dtype=np.int64)
     if layout.with_base:
         bases[counts > 0] = levels[starts[1:][counts > 0] - 1]
+    above = np.minimum(levels - np.repeat(bases, counts), TOP_LEVEL)
+    keys_NK = np.full(kept_NK.shape, np.iinfo(np.int64).max)
+    keys_NK[kept_NK] = ids[kept_NK] << LEVEL_BITS | above
+    keys_NK.sort(axis=1)  # by id; what is not kept goes behind
+    keys = keys_NK[kept_NK]
     return Entries(
         starts=starts,
-        ids=ids[kept_NK],
-        levels=np.minimum(levels - np.repeat(bases, counts), TOP_LEVEL),
+        ids=keys >> LEVEL_BITS,
+        levels=keys & TOP_LEVEL,
         bases=bases,
         tails=tails,
         ratios=_ratio_codes(signal, np.where(kept_NK, logprobs, -np.inf), tails, counts, spec, layout),
@@ -68,10 +75,10 @@ def entries_of(signal: TopkSignal, lengths: Sequence[int], spec: TopkSpec, layou
 
 
 def _tail_codes(head: Floats, tail: Floats, counts: NDArray[np.int64], vocabulary: int) -> NDArray[np.int64]:
-    """Return the 12-bit codes of the tail's odds; 0 where nothing is left for a tail."""
+    """Return the codes of the tail's odds; 0 where nothing is left for a tail."""
     has_tail = (counts > 0) & (counts < vocabulary) & (tail > 0)
     odds = np.log2(np.where(has_tail, tail, 1.0) / np.where(has_tail, head, 1.0))
-    codes = np.clip(np.rint(odds * TAIL_STEPS) + TAIL_CENTRE, 1, (1 << TAIL_BITS) - 1).astype(np.int64)
+    codes = np.clip(np.rint(odds * TAIL_STEPS) + TAIL_CENTRE, 1, TAIL_CODES - 1).astype(np.int64)
     return np.where(has_tail, codes, 0)
 
 
@@ -86,7 +93,7 @@ def _ratio_codes(
     """Return the 10-bit codes `[N, S]` of the tail at the temperatures other than 1."""
     codes = np.zeros((len(tails), len(layout.ratios)), dtype=np.int64)
     spans = ratio_spans(layout.ratios, layout.vocabulary - counts)
-    log_tail = np.where(tails > 0, tail_logs()[0][tails], 0.0)
+    log_tail = np.where(tails > 0, tail_table().log[tails], 0.0)
     for index, temperature in enumerate(layout.ratios):
         if temperature not in signal.temperatures:
             raise UserError(

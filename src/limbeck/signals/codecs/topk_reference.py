@@ -1,4 +1,4 @@
-"""Codec `topk` in plain Python: bits to integers and back, one position at a time.
+"""Codec `topk` in plain Python: bits to integers and back, one group of positions at a time.
 
 Written to be read: together with `docs/signals.md` it is the definition of the bitstream. The compiled path makes the
 same bytes about a thousand times faster and is held to this one by tests; where it can't be had, this one is used.
@@ -11,7 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from limbeck.signals.codecs import topk_layout as fields
-from limbeck.signals.codecs.topk_layout import Layout
+from limbeck.signals.codecs.columns import offsets_of
+from limbeck.signals.codecs.topk_fields import MOST_ZEROS, cheapest_mode
+from limbeck.signals.codecs.topk_layout import GOLOMB_MODES, MODE_BITS, Layout
+from limbeck.signals.codecs.topk_prefix import LONGEST
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Entries:
 
     Attributes:
         starts: int64 `[N + 1]`; the entries of position n are `starts[n]..starts[n + 1]`; none: nothing is known there.
-        ids: int64 `[E]`, distinct within a position, in any order.
+        ids: int64 `[E]`, rising and distinct within a position where they are to be written.
         levels: int64 `[E]`, above the position's base.
         bases: int64 `[N]`, the level that a position's levels are counted from.
         tails: int64 `[N]`, code of the tail mass.
@@ -68,6 +71,19 @@ class BitWriter:
         shifted = value + (1 << order)
         self.put(shifted, 2 * shifted.bit_length() - order - 1)
 
+    def put_field(self, numbers: Sequence[int], order: int) -> None:
+        """Append a field: its least number (Exp-Golomb of this order), its mode, its numbers."""
+        least = min(numbers)
+        above = [number - least for number in numbers]
+        mode = cheapest_mode(above)
+        self.put_exp_golomb(least, order)
+        self.put(mode, MODE_BITS)
+        for number in above:
+            if mode < GOLOMB_MODES:
+                self.put_exp_golomb(number, mode)
+            else:
+                self.put(number, mode - GOLOMB_MODES)
+
     def finish(self) -> bytes:
         """Return the bytes, filled up with zero bits."""
         padding = -self._size % 8
@@ -99,8 +115,22 @@ class BitReader:
 
     def take_exp_golomb(self, order: int) -> int:
         """Return what `put_exp_golomb` wrote."""
-        bits = self.zeros() + order
-        return (1 << bits) + self.take(bits) - (1 << order)
+        zeros = self.zeros()
+        if zeros > MOST_ZEROS:
+            raise BadBitsError("a number is too large")
+        return (1 << zeros + order) + self.take(zeros + order) - (1 << order)
+
+    def take_field(self, count: int, order: int, top: int) -> list[int]:
+        """Return the `count` numbers of a field, none of them above `top`."""
+        least = self.take_exp_golomb(order)
+        mode = self.take(MODE_BITS)
+        numbers = []
+        for _ in range(count):
+            above = self.take_exp_golomb(mode) if mode < GOLOMB_MODES else self.take(mode - GOLOMB_MODES)
+            if least + above > top:
+                raise BadBitsError(f"a number is {least + above}, more than {top}")
+            numbers.append(least + above)
+        return numbers
 
     def peek(self, bits: int) -> int:
         """Return the next `bits` bits, zeros behind the end, without taking them."""
@@ -122,32 +152,47 @@ def encode_groups(entries: Entries, groups: NDArray[np.int64], layout: Layout) -
     encoded = []
     for first, last in zip(groups[:-1].tolist(), groups[1:].tolist(), strict=True):
         writer = BitWriter()
-        for position in range(first, last):
-            _put_position(writer, entries, position, layout)
+        _put_group(writer, entries, range(first, last), layout)
         encoded.append(writer.finish())
     return encoded
 
 
-def _put_position(writer: BitWriter, entries: Entries, position: int, layout: Layout) -> None:
-    part = slice(int(entries.starts[position]), int(entries.starts[position + 1]))
-    pairs = sorted(zip(entries.ids[part].tolist(), entries.levels[part].tolist(), strict=True))
-    count = len(pairs)
-    writer.put(int(count == layout.cap), 1)
-    if count != layout.cap:
-        writer.put_exp_golomb(count, fields.COUNT_ORDER)
-    if count == 0:
+def _put_group(writer: BitWriter, entries: Entries, positions: range, layout: Layout) -> None:
+    counts = np.diff(entries.starts)
+    writer.put_field([int(counts[position]) for position in positions], fields.COUNT_ORDER)
+    present = [position for position in positions if counts[position]]
+    if not present:
         return
-    symbols = [symbol_of(level) for _, level in pairs]
-    costs = layout.codes.lengths[:, symbols].sum(1)
-    code = int(costs.argmin())
-    writer.put(code, fields.CODE_BITS)
     if layout.with_base:
-        writer.put_exp_golomb(int(entries.bases[position]), fields.BASE_ORDER)
-    writer.put(int(entries.tails[position]), fields.TAIL_BITS)
-    if entries.tails[position]:
-        for ratio in entries.ratios[position].tolist():
-            writer.put(ratio, fields.RATIO_BITS)
-    rice, previous = int(layout.rice[count]), -1
+        writer.put_field([int(entries.bases[position]) for position in present], fields.BASE_ORDER)
+    writer.put_field([int(entries.tails[position]) for position in present], fields.TAIL_ORDER)
+    if tailed := [position for position in present if entries.tails[position]]:
+        for index in range(entries.ratios.shape[1]):
+            writer.put_field([int(entries.ratios[position, index]) for position in tailed], fields.RATIO_ORDER)
+
+    pairs = [_pairs_of(entries, position) for position in present]
+    symbols = [[symbol_of(level) for _, level in of_one] for of_one in pairs]
+    costs = np.array([layout.codes.lengths[:, of_one].sum(1) for of_one in symbols])
+    own = costs.min(1) + fields.CODE_BITS
+    usual = int(np.minimum(costs, own[:, None]).sum(0).argmin())
+    writer.put(usual, fields.CODE_BITS)
+    for position, of_one, found, cost, least in zip(present, pairs, symbols, costs, own, strict=True):
+        code = usual if cost[usual] <= least else int(cost.argmin())
+        writer.put(int(code == usual), 1)
+        if code != usual:
+            writer.put(code, fields.CODE_BITS)
+        _put_entries(writer, of_one, found, code, position, layout)
+
+
+def _pairs_of(entries: Entries, position: int) -> list[tuple[int, int]]:
+    part = slice(int(entries.starts[position]), int(entries.starts[position + 1]))
+    return list(zip(entries.ids[part].tolist(), entries.levels[part].tolist(), strict=True))
+
+
+def _put_entries(
+    writer: BitWriter, pairs: list[tuple[int, int]], symbols: list[int], code: int, position: int, layout: Layout
+) -> None:
+    rice, previous = int(layout.rice[len(pairs)]), -1
     for token, _ in pairs:
         gap = token - previous - 1
         if gap < 0:
@@ -175,47 +220,49 @@ def decode_groups(encoded: Sequence[bytes], groups: NDArray[np.int64], layout: L
         BadBitsError: the bytes are not what it writes.
     """
     total = int(groups[-1])
-    counts = np.zeros(total, dtype=np.int64)
-    bases, tails = np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64)
-    ratios = np.zeros((total, len(layout.ratios)), dtype=np.int64)
+    into = Entries(
+        np.zeros(total, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64),
+        np.zeros(total, dtype=np.int64), np.zeros(total, dtype=np.int64),
+        np.zeros((total, len(layout.ratios)), dtype=np.int64),
+    )  # fmt: skip
     pairs: list[tuple[int, int]] = []
-    for group, data in enumerate(encoded):
+    for data, first, last in zip(encoded, groups[:-1].tolist(), groups[1:].tolist(), strict=True):
         reader = BitReader(data)
-        position = int(groups[group])
+        position = first
         try:
-            for position in range(int(groups[group]), int(groups[group + 1])):
-                found = _take_position(reader, position, layout, bases, tails, ratios)
-                counts[position] = len(found)
+            present = _take_fields(reader, range(first, last), layout, into)
+            usual = reader.take(fields.CODE_BITS) if present else 0
+            for position in present:
+                code = usual if reader.take(1) else reader.take(fields.CODE_BITS)
+                found = _take_entries(reader, int(into.starts[position]), code, int(into.bases[position]), layout)
                 pairs += sorted(found, key=lambda pair: (-pair[1], pair[0]))
+            position = last - 1
             reader.finish()
         except BadBitsError as error:
             raise BadBitsError(str(error), position) from None
     ids = np.array([token for token, _ in pairs], dtype=np.int64)
     levels = np.array([level for _, level in pairs], dtype=np.int64)
-    starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
-    return Entries(starts, ids, levels, bases, tails, ratios)
+    return Entries(offsets_of(into.starts), ids, levels, into.bases, into.tails, into.ratios)
 
 
-def _take_position(
-    reader: BitReader,
-    position: int,
-    layout: Layout,
-    bases: NDArray[np.int64],
-    tails: NDArray[np.int64],
-    ratios: NDArray[np.int64],
-) -> list[tuple[int, int]]:
-    """Read one position into the arrays; return its (id, level) pairs by rising id."""
-    count = layout.cap if reader.take(1) else reader.take_exp_golomb(fields.COUNT_ORDER)
-    if count > layout.cap:
-        raise BadBitsError(f"{count} entries, more than {layout.cap}")
-    if count == 0:
-        return []
-    code = reader.take(fields.CODE_BITS)
+def _take_fields(reader: BitReader, positions: range, layout: Layout, into: Entries) -> list[int]:
+    """Read a group's fields into the arrays, counts in place of starts; return the positions that say something."""
+    counts = reader.take_field(len(positions), fields.COUNT_ORDER, layout.cap)
+    into.starts[positions.start : positions.stop] = counts
+    present = [position for position, count in zip(positions, counts, strict=True) if count]
+    if not present:
+        return present
     if layout.with_base:
-        bases[position] = reader.take_exp_golomb(fields.BASE_ORDER)
-    tails[position] = reader.take(fields.TAIL_BITS)
-    if tails[position]:
-        ratios[position] = [reader.take(fields.RATIO_BITS) for _ in layout.ratios]
+        into.bases[present] = reader.take_field(len(present), fields.BASE_ORDER, len(layout.low) - 1)
+    into.tails[present] = reader.take_field(len(present), fields.TAIL_ORDER, fields.TAIL_CODES - 1)
+    if tailed := [position for position in present if into.tails[position]]:
+        for index in range(len(layout.ratios)):
+            into.ratios[tailed, index] = reader.take_field(len(tailed), fields.RATIO_ORDER, fields.RATIO_TOP)
+    return present
+
+
+def _take_entries(reader: BitReader, count: int, code: int, base: int, layout: Layout) -> list[tuple[int, int]]:
+    """Return the (id, level) pairs of one position, by rising id."""
     rice, token = int(layout.rice[count]), -1
     tokens = []
     for _ in range(count):
@@ -225,10 +272,10 @@ def _take_position(
         raise BadBitsError(f"token {token} is outside the vocabulary of {layout.vocabulary}")
     levels = []
     for _ in range(count):
-        entry = int(layout.codes.table[code, reader.peek(12)])
+        entry = int(layout.codes.table[code, reader.peek(LONGEST)])
         reader.take(entry & 15)
         symbol = entry >> 4
         levels.append(int(layout.codes.first_level[symbol]) + reader.take(int(layout.codes.raw_bits[symbol])))
-    if max(levels) + int(bases[position]) >= len(layout.low):
-        raise BadBitsError(f"level {max(levels) + int(bases[position])} is above the highest")
+    if max(levels) + base >= len(layout.low):
+        raise BadBitsError(f"level {max(levels) + base} is above the highest")
     return list(zip(tokens, levels, strict=True))

@@ -56,15 +56,15 @@ def join_rows(encoded: Sequence[bytes], groups: Groups, counts_N: Integers) -> C
     return Column(data, offsets_of([len(string) for string in strings]))
 
 
-def find_groups(column: Column, groups: Groups, cap: int) -> tuple[Integers, Integers, int]:
-    """Return where in `column.data` each group begins and ends, and the most entries of any position.
+def find_groups(column: Column, groups: Groups, cap: int) -> tuple[Integers, Integers, Integers]:
+    """Return where in `column.data` each group begins and ends, and the most entries of any position of each row.
 
     Raises:
         IntegrityError: a header does not fit its row; the row is named.
     """
     begins: list[int] = []
     ends: list[int] = []
-    width = 0
+    widths: list[int] = []
     for row, (first, last) in enumerate(zip(groups.rows[:-1].tolist(), groups.rows[1:].tolist(), strict=True)):
         start, stop = int(column.offsets[row]), int(column.offsets[row + 1])
         numbers = _varints(column.data[start:stop].data)
@@ -77,12 +77,27 @@ def find_groups(column: Column, groups: Groups, cap: int) -> tuple[Integers, Int
             raise IntegrityError(
                 f"codec topk: row {row}: {stop - start} bytes do not hold {last - first} groups of positions."
             )
-        width = max(width, most)
+        widths.append(most)
         for size in sizes:
             begins.append(start + at)
             at += size
             ends.append(start + at)
-    return np.array(begins, dtype=np.int64), np.array(ends, dtype=np.int64), width
+    begins_G, ends_G, widths_R = (np.array(found, dtype=np.int64) for found in (begins, ends, widths))
+    return begins_G, ends_G, widths_R
+
+
+def check_widths(counts_N: Integers, widths_R: Integers, groups: Groups) -> None:
+    """Refuse rows whose header says another number of entries than their positions have.
+
+    Raises:
+        IntegrityError: the row is named.
+    """
+    for row, width in enumerate(widths_R.tolist()):
+        first, last = groups.positions[groups.rows[row]], groups.positions[groups.rows[row + 1]]
+        if (most := int(counts_N[first:last].max(initial=0))) != width:
+            raise IntegrityError(
+                f"codec topk: row {row}: positions of up to {most} entries, but {width} are announced."
+            )
 
 
 def in_threads(work: Callable[[int, int], int], groups: int) -> list[int]:

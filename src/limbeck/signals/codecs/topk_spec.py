@@ -8,7 +8,8 @@ from torch import Tensor
 
 from limbeck.settings import Settings
 
-TOP_LEVEL = (1 << 16) - 1
+LEVEL_BITS = 16
+TOP_LEVEL = (1 << LEVEL_BITS) - 1
 DEFAULT_STEP = 0.01
 
 
@@ -26,7 +27,7 @@ class TopkSpec(Settings):
     """
 
     codec: Literal["topk"] = "topk"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     select: Literal["threshold", "mass", "count"] = "threshold"
     threshold: float = Field(default=5e-4, gt=0, lt=1)
     mass: float = Field(default=0.99, gt=0, le=1)
