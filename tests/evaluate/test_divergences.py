@@ -75,7 +75,7 @@ def test_a_model_against_itself_has_no_divergence(model: PreTrainedModel) -> Non
 
 def test_the_vocabulary_is_walked_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = measure(STUDENT, TEACHER, ROWS)
-    monkeypatch.setattr("limbeck.distill.executor.CHUNK_LOGITS", 1)
+    monkeypatch.setattr("limbeck.distill.walk.CHUNK_LOGITS", 1)
     for chunked, expected in zip(measure(STUDENT, TEACHER, ROWS), whole, strict=True):
         np.testing.assert_allclose(chunked.kl, expected.kl, atol=1e-9)
 

@@ -1,75 +1,34 @@
 """The chunked executor: from hidden states to losses and gradients without ever holding `[N, V]` logits.
 
-It walks N positions in chunks. For each chunk it makes the student's logits once, computes every configured loss on
-them, and (when training) the gradients of the weighted sum for the hidden states and the head, which it accumulates.
-Peak memory is a few chunks of logits, whatever N is.
+It walks N positions in chunks. For each chunk it makes the student's logits once, in one buffer that all chunks share;
+computes every configured loss on them, block by block, in closed form; and, when training, overwrites the logits by the
+gradient of the weighted sum, from which the gradients of hidden states and head are made and added up. Besides the
+gradients themselves, memory is one chunk of logits (two with a teacher over the whole vocabulary) and a few blocks,
+whatever N is.
 
 The gradients are computed in the forward pass, because that is where the logits are; the backward pass only scales
-them. The same walk without gradients gives the per-token divergences that `evaluate` reports.
+them, in place, and can run once. The same walk without gradients gives the per-token divergences that `evaluate`
+reports.
 
 Not here: masks (callers hand over only the positions that count) and the sum over ranks (`denominator` is given).
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from limbeck.distill.losses.registry import Loss, LossFunction, SparseChunk, StudentChunk, TeacherChunk
-from limbeck.errors import UserError
-from limbeck.signals.tail import log_complement
-from limbeck.signals.types import (
-    DenseSignal,
-    HiddenSignal,
-    OutputHead,
-    SampledSignal,
-    TeacherSignal,
-    TopkSignal,
-    at,
-    kind_of,
-)
+from limbeck.distill.block import block_gradient, block_values
+from limbeck.distill.head import HeadGradients, exact_dtype, product_head
+from limbeck.distill.losses.outcomes import Scratch
+from limbeck.distill.losses.registry import Loss
+from limbeck.distill.term import Term
+from limbeck.distill.walk import Positions, walk
+from limbeck.errors import LimbeckError, UserError
+from limbeck.signals.types import HiddenSignal, OutputHead, TopkSignal, kind_of
 
-CHUNK_LOGITS = 1 << 23  # logits in a chunk: 32 MiB of float32
-TEMPERATURE_TOLERANCE = 1e-6
-
-
-@dataclass(frozen=True)
-class Term:
-    """One configured loss: a function, its name in logs, and how it enters the sum."""
-
-    name: str
-    function: LossFunction
-    weight: float = 1.0
-    temperature: float = 1.0
-    factor: float = 1.0
-
-    @staticmethod
-    def of(loss: Loss, weight: float = 1.0, temperature: float = 1.0) -> "Term":
-        """Return the term of a registered loss, scaled by T squared where the loss asks for it."""
-        factor = temperature**2 if loss.scales_with_temperature else 1.0
-        return Term(loss.name, loss.function, weight, temperature, factor)
-
-
-@dataclass(frozen=True)
-class Positions:
-    """N positions to walk: the student's hidden states and what is known of the next token at each.
-
-    Attributes:
-        hidden: `[N, D]`, the student's final hidden states.
-        targets: `[N]`, ids of the tokens that follow.
-        teacher: the teacher's signal at the same positions, leading dimension N; None when no loss needs one.
-    """
-
-    hidden: Tensor
-    targets: Tensor
-    teacher: TeacherSignal | None = None
-
-
-def chunk_length(vocabulary: int) -> int:
-    """Return how many positions a chunk holds at this vocabulary size."""
-    return max(16, CHUNK_LOGITS // vocabulary)
+__all__ = ["Positions", "Term", "token_values", "total_loss"]
 
 
 def total_loss(
@@ -86,36 +45,55 @@ def total_loss(
     Returns:
         the loss (a scalar; gradients flow to `positions.hidden` and the head), and each term's unweighted mean over
         `denominator`, detached, by name.
+
+    Raises:
+        UserError: the teacher's signal can't feed one of the losses.
     """
+    _check(positions, terms)
+    positions = positions.counted()
+    walked, on_states = _split(terms)
     sums: dict[str, Tensor] = {}
-    total = _FusedLoss.apply(positions.hidden, head.weight, head.bias, positions, head, tuple(terms), sums)
-    return total / denominator, {name: value / denominator for name, value in sums.items()}
+    if torch.is_grad_enabled():
+        total = _Walk.apply(positions.hidden, head.weight, head.bias, positions, head, walked, sums)
+    else:
+        total = positions.hidden.new_zeros((), dtype=exact_dtype(head.weight.dtype))
+        for name, values in token_values(positions, head, walked).items():
+            sums[name] = _weighted_sum(values, positions)
+        for term in walked:
+            total += term.weight * sums[term.name]
+    for term in on_states:
+        summed = _weighted_sum(_state_values(positions, term.loss), positions)
+        total = total + term.weight * summed
+        sums[term.name] = summed.detach()
+    return total / denominator, {term.name: sums[term.name] / denominator for term in terms}
 
 
 @torch.no_grad()
 def token_values(positions: Positions, head: OutputHead, terms: Sequence[Term]) -> dict[str, Tensor]:
-    """Return each term's per-token values `[N]`, unweighted, float32, without gradients."""
-    parts: dict[str, list[Tensor]] = {term.name: [] for term in terms}
-    for chunk in _chunks(positions, head):
-        logits = apply_head(chunk.hidden, head)
-        for term, values in _values(logits, chunk, terms):
-            parts[term.name].append(values)
-    return {name: torch.cat(values) if values else positions.hidden.new_zeros(0) for name, values in parts.items()}
+    """Return each term's per-token values `[N]`, unweighted, float32 at least, without gradients.
+
+    Raises:
+        UserError: the teacher's signal can't feed one of the losses.
+    """
+    _check(positions, terms)
+    walked, on_states = _split(terms)
+    parts: dict[str, list[Tensor]] = {term.name: [] for term in walked}
+    scratch = Scratch()
+    for chunk in walk(positions, product_head(head), walked) if walked else ():
+        for rows, known in chunk.blocks:
+            for term, values in zip(walked, block_values(chunk.logits[rows], known, walked, scratch), strict=True):
+                parts[term.name].append(values)
+    found = {name: torch.cat(values) if values else positions.hidden.new_zeros(0) for name, values in parts.items()}
+    found.update((term.name, _state_values(positions, term.loss)) for term in on_states)
+    return {term.name: found[term.name] for term in terms}
 
 
-def apply_head(hidden_ND: Tensor, head: OutputHead) -> Tensor:
-    """Return logits `[N, V]`, float32 (float64 if the head is)."""
-    logits = F.linear(hidden_ND, head.weight, head.bias)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
-
-
-class _FusedLoss(torch.autograd.Function):
+class _Walk(torch.autograd.Function):
     """Computes gradients for hidden states, head weight and bias while the logits are there."""
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
@@ -124,89 +102,61 @@ class _FusedLoss(torch.autograd.Function):
         terms: tuple[Term, ...],
         sums: dict[str, Tensor],
     ) -> Tensor:
-        weight = weight_VD.detach().requires_grad_(weight_VD.requires_grad)
-        bias = None if bias_V is None else bias_V.detach().requires_grad_(bias_V.requires_grad)
-        local = OutputHead(weight, bias, head.soft_cap)
-        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        head = product_head(head)
+        gradients = HeadGradients.begin(hidden_ND, head, ctx.needs_input_grad[:3])
+        total = hidden_ND.new_zeros((), dtype=exact_dtype(head.weight.dtype))
+        scratch = Scratch()
+        sums.update((term.name, torch.zeros_like(total)) for term in terms)
+        for chunk in walk(positions, head, terms) if terms else ():
+            for rows, known in chunk.blocks:
+                found = block_gradient(chunk.logits[rows], known, terms, scratch, head.soft_cap)
+                for term, values in zip(terms, found, strict=True):
+                    sums[term.name] += values.sum() if known.weights is None else (values * known.weights[:, 0]).sum()
+            gradients.add(chunk.logits, hidden_ND[chunk.part], head, chunk.part)
         for term in terms:
-            sums[term.name] = torch.zeros_like(total)
-        hidden_grads = []
-        for chunk in _chunks(positions, head):
-            with torch.enable_grad():
-                hidden = chunk.hidden.detach().requires_grad_()
-                logits = apply_head(hidden, local)
-                objective = logits.new_zeros(())
-                for term, values in _values(logits, chunk, terms):
-                    summed = values.sum()
-                    objective = objective + term.weight * summed
-                    sums[term.name] += summed.detach()
-            objective.backward()
-            total += objective.detach()
-            hidden_grads.append(hidden.grad if hidden.grad is not None else torch.zeros_like(hidden))
-        ctx.gradients = (  # type: ignore[attr-defined]
-            torch.cat(hidden_grads) if hidden_grads else torch.zeros_like(hidden_ND),
-            weight.grad if weight.grad is not None else torch.zeros_like(weight),
-            None if bias is None else bias.grad,
-        )
+            total += term.weight * sums[term.name]
+        ctx.gradients = gradients
+        ctx.dtypes = (hidden_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        scale = grads[0]
-        scaled = tuple(None if part is None else part * scale.to(part.dtype) for part in ctx.gradients)  # type: ignore[attr-defined]
-        return (*scaled, None, None, None, None)
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise LimbeckError("the backward pass through a loss can run once: its gradients are scaled in place.")
+        scaled = ctx.gradients.scaled(grads[0])
+        ctx.gradients = None
+        cast = (None if part is None else part.to(dtype) for part, dtype in zip(scaled, ctx.dtypes, strict=True))
+        return (*cast, None, None, None, None)
 
 
-def _chunks(positions: Positions, head: OutputHead) -> Iterator[Positions]:
-    step = chunk_length(head.weight.shape[0])
-    for first in range(0, len(positions.targets), step):
-        part = slice(first, first + step)
-        teacher = None if positions.teacher is None else at(positions.teacher, part)
-        yield Positions(positions.hidden[part], positions.targets[part], teacher)
+def _weighted_sum(values_N: Tensor, positions: Positions) -> Tensor:
+    return values_N.sum() if positions.weights is None else (values_N * positions.weights).sum()
 
 
-def _values(logits_NV: Tensor, chunk: Positions, terms: Sequence[Term]) -> Iterator[tuple[Term, Tensor]]:
-    """Yield each term with its per-token values; distributions are made once for each temperature."""
-    for temperature in sorted({term.temperature for term in terms}):
-        student = StudentChunk(torch.log_softmax(logits_NV / temperature, dim=-1))
-        teacher = teacher_chunk(chunk.teacher, chunk.targets, temperature)
-        for term in terms:
-            if term.temperature == temperature:
-                yield term, term.factor * term.function(student, teacher)
+def _split(terms: Sequence[Term]) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """Return the terms on next-token distributions, and those on hidden states."""
+    walked = tuple(term for term in terms if term.loss.over != "states")
+    return walked, tuple(term for term in terms if term.loss.over == "states")
 
 
-def teacher_chunk(signal: TeacherSignal | None, targets_N: Tensor, temperature: float) -> TeacherChunk:
-    """Return what a signal says at `temperature`.
-
-    Raises:
-        UserError: the signal can't be brought to this temperature: `sampled` tokens were drawn at 1, and a `topk`
-            signal knows the normaliser only at the temperatures it was captured with.
-    """
-    match signal:
-        case None:
-            return TeacherChunk(targets_N)
-        case DenseSignal():
-            return TeacherChunk(targets_N, dense=torch.log_softmax(signal.logprobs.float() / temperature, dim=-1))
-        case HiddenSignal():
-            logits = apply_head(signal.hidden.to(signal.head.weight.dtype), signal.head)
-            return TeacherChunk(targets_N, dense=torch.log_softmax(logits / temperature, dim=-1))
-        case TopkSignal():
-            return TeacherChunk(targets_N, sparse=_topk_at(signal, temperature))
-        case SampledSignal() if temperature == 1.0:
-            tail = torch.full_like(signal.weights[..., 0], float("-inf"))
-            return TeacherChunk(targets_N, sparse=SparseChunk(signal.ids.long(), signal.logprobs, signal.weights, tail))
-        case _:
-            raise UserError(f"a {kind_of(signal)!r} signal can't be brought to temperature {temperature:g}.")
+def _state_values(positions: Positions, loss: Loss) -> Tensor:
+    signal = positions.teacher
+    if not isinstance(signal, HiddenSignal):
+        raise UserError(f"{loss.name!r} compares hidden states, and the signal here has none.")
+    widths = positions.hidden.shape[-1], signal.hidden.shape[-1]
+    if widths[0] != widths[1]:
+        raise UserError(
+            f"{loss.name!r}: the student's states are {widths[0]} wide and the teacher's {widths[1]}. States of "
+            "different widths need a learned projection between them (layer_mapping)."
+        )
+    return loss.contributions(positions.hidden, signal.hidden, **loss.parameters).sum(-1)
 
 
-def _topk_at(signal: TopkSignal, temperature: float) -> SparseChunk:
-    if temperature == 1.0:
-        return SparseChunk(signal.ids.long(), signal.logprobs, signal.logprobs.exp(), signal.log_tail_mass)
-    for index, known in enumerate(signal.temperatures):
-        if abs(known - temperature) < TEMPERATURE_TOLERANCE:
-            logprobs = signal.logprobs / temperature - signal.log_normalisers[..., index : index + 1]
-            return SparseChunk(signal.ids.long(), logprobs, logprobs.exp(), log_complement(logprobs.logsumexp(-1)))
-    raise UserError(
-        f"temperature {temperature:g}: this signal was captured with normalisers at "
-        f"{', '.join(f'{known:g}' for known in signal.temperatures)} only. Use one of these, or capture again."
-    )
+def _check(positions: Positions, terms: Sequence[Term]) -> None:
+    signal = positions.teacher
+    for term in terms:
+        if not term.loss.signals:
+            continue
+        if signal is None:
+            raise UserError(f"{term.name!r} compares with a teacher, and there is no signal of one here.")
+        term.check(kind_of(signal), signal.temperatures if isinstance(signal, TopkSignal) else ())

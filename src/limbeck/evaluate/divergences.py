@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from limbeck.distill.executor import Positions, Term, token_values
-from limbeck.distill.losses import StudentChunk, TeacherChunk, get_loss
+from limbeck.distill.losses import Loss, Outcomes, get_loss
 from limbeck.engines.transformers import final_hidden, output_head
 from limbeck.errors import UserError
 from limbeck.evaluate.statistics import Estimate, by_cluster, clustered_ratio
@@ -66,26 +66,21 @@ class DivergenceSummary:
     documents: int
 
 
-def top1_agreement(student: StudentChunk, teacher: TeacherChunk) -> Tensor:
-    """Return 1 where student and teacher put the same token first, `[N]`."""
-    if teacher.dense is None:
-        raise UserError("top-1 agreement needs a teacher that is known over the full vocabulary.")
-    return (student.logprobs.argmax(-1) == teacher.dense.argmax(-1)).float()
+def _agreement(outcomes: Outcomes) -> Tensor:
+    return (outcomes.log_q.argmax(-1, keepdim=True) == outcomes.log_p.argmax(-1, keepdim=True)).float()
 
 
-def teacher_nll(student: StudentChunk, teacher: TeacherChunk) -> Tensor:
-    """Return the teacher's negative log-likelihood of the next token, `[N]`, in nats."""
-    if teacher.dense is None:
-        raise UserError("the teacher's likelihood needs a teacher that is known over the full vocabulary.")
-    return -teacher.dense.gather(-1, teacher.targets.unsqueeze(-1)).squeeze(-1)
+def _teacher_nll(outcomes: Outcomes) -> Tensor:
+    return -outcomes.log_p
 
 
+WHOLE = ("dense", "hidden")  # kinds of signal that tell of the whole vocabulary
 MEASURES = (
     Term.of(get_loss("kl")),
     Term.of(get_loss("reverse_kl")),
-    Term("agreement", top1_agreement),
+    Term.of(Loss("agreement", _agreement, WHOLE)),
     Term.of(get_loss("cross_entropy")),
-    Term("teacher_nll", teacher_nll),
+    Term.of(Loss("teacher_nll", _teacher_nll, WHOLE, over="target")),
 )
 
 

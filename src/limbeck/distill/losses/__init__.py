@@ -1,9 +1,21 @@
-"""Losses: small functions of one chunk of tokens, in nats, run by `limbeck.distill.executor`."""
+"""Losses: small functions of the next token's outcomes, run by `limbeck.distill.executor`."""
 
-from limbeck.distill.losses import cross_entropy, forward_kl, jensen_shannon, reverse_kl
-from limbeck.distill.losses.registry import Loss, SparseChunk, StudentChunk, TeacherChunk, all_losses, get_loss, loss
+from limbeck.distill.losses import (
+    cross_entropy,
+    entropy_aware_kl,
+    forward_kl,
+    hidden_states,
+    jensen_shannon,
+    ranking,
+    reverse_kl,
+    sampled_token,
+    skew_kl,
+    total_variation,
+)
+from limbeck.distill.losses.outcomes import Outcomes
+from limbeck.distill.losses.registry import Loss, all_losses, get_loss, loss
 
 __all__ = [
-    "Loss", "SparseChunk", "StudentChunk", "TeacherChunk", "all_losses", "cross_entropy", "forward_kl", "get_loss",
-    "jensen_shannon", "loss", "reverse_kl",
+    "Loss", "Outcomes", "all_losses", "cross_entropy", "entropy_aware_kl", "forward_kl", "get_loss",
+    "hidden_states", "jensen_shannon", "loss", "ranking", "reverse_kl", "sampled_token", "skew_kl", "total_variation",
 ]  # fmt: skip

@@ -2,15 +2,22 @@
 
     CE = -log q(target)                            q: student
 
-Not here: temperature (hard labels have none; the executor hands over T = 1 unless a recipe insists).
+Needs no teacher. Hard labels have no temperature: it is not multiplied by T squared.
 """
 
+import torch
 from torch import Tensor
 
-from limbeck.distill.losses.registry import StudentChunk, TeacherChunk, loss
+from limbeck.distill.losses.outcomes import Outcomes
+from limbeck.distill.losses.registry import loss
 
 
-@loss("cross_entropy", scales_with_temperature=False)
-def cross_entropy(student: StudentChunk, teacher: TeacherChunk) -> Tensor:
-    """Return `-log q(target)` for each token of a chunk, `[N]`, in nats."""
-    return -student.logprobs.gather(-1, teacher.targets.unsqueeze(-1)).squeeze(-1)
+def derivative(outcomes: Outcomes) -> Tensor:
+    """Return -1."""
+    return torch.full_like(outcomes.log_q, -1.0)
+
+
+@loss("cross_entropy", over="target", derivative=derivative, scales_with_temperature=False)
+def cross_entropy(outcomes: Outcomes) -> Tensor:
+    """Return `-log q` of the target, `[n, 1]`, in nats."""
+    return -outcomes.log_q

@@ -4,39 +4,23 @@
 
 The mean-covering direction: the student pays wherever the teacher has mass (Hinton et al., arXiv:1503.02531).
 
-On a sparse signal the sum runs over the K stored tokens and one more outcome, the tail bucket, which holds
-all the rest of either distribution. Merging outcomes never increases a divergence, so the value is a lower
-bound of the full one, equal to it when both tails have the same shape. Nothing is renormalised: a student
-that puts mass on the wrong tail token is charged for it. A `sampled` signal has no tail: its weighted tokens
-stand for the whole vocabulary.
-
-Not here: temperature (the executor hands over distributions already at T, and scales by T squared), masks and
-averaging (the executor's), chunking (the executor's).
+With a tail bucket the value is a lower bound of the full one (merging outcomes never increases a divergence), equal to
+it when both tails have the same shape. Nothing is renormalised: a student that puts mass on the wrong tail token is
+charged for it. On `sampled` the value and its gradient are unbiased estimates, and the value may be negative.
 """
 
 from torch import Tensor
 
-from limbeck.distill.losses.expectation import expectation, weighted
-from limbeck.distill.losses.registry import StudentChunk, TeacherChunk, loss
-from limbeck.signals.tail import log_complement
+from limbeck.distill.losses.outcomes import Outcomes
+from limbeck.distill.losses.registry import loss
 
 
-@loss("kl", signals=("dense", "hidden", "topk", "sampled"))
-def forward_kl(student: StudentChunk, teacher: TeacherChunk) -> Tensor:
-    """Return KL(teacher || student) for each token of a chunk.
+def derivative(outcomes: Outcomes) -> Tensor:
+    """Return `-p`."""
+    return outcomes.copy(outcomes.p).neg_()
 
-    Args:
-        student: log-probabilities `[N, V]` of the student at the loss's temperature.
-        teacher: the same positions of the teacher's signal, dense `[N, V]` or sparse `[N, K]`.
 
-    Returns:
-        `[N]`, in nats, float32, non-negative up to rounding (unbiased but not sign-definite for `sampled`).
-    """
-    if teacher.dense is not None:
-        return expectation(teacher.dense.exp(), teacher.dense - student.logprobs)
-    sparse = teacher.known_sparse()
-    log_q_NK = student.logprobs.gather(-1, sparse.ids)
-    head_N = expectation(sparse.weights, sparse.logprobs - log_q_NK)
-    absent_NK = sparse.logprobs.isneginf()
-    log_q_tail_N = log_complement(log_q_NK.masked_fill(absent_NK, float("-inf")).logsumexp(-1))
-    return head_N + weighted(sparse.log_tail_mass.exp(), sparse.log_tail_mass - log_q_tail_N)
+@loss("kl", signals=("dense", "hidden", "topk", "sampled"), derivative=derivative)
+def forward_kl(outcomes: Outcomes) -> Tensor:
+    """Return `p * (log p - log q)`, `[n, M]`, in nats."""
+    return outcomes.difference(outcomes.log_p, outcomes.log_q).mul_(outcomes.p)

@@ -1,35 +1,37 @@
-"""Jensen-Shannon divergence: both directions against the mean of the two distributions.
+"""Generalised Jensen-Shannon divergence: both directions against a mixture of the two distributions.
 
-    JSD = KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2        p: teacher, q: student
+    JSD = beta * KL(p || m) + (1 - beta) * KL(q || m),  m = beta * p + (1 - beta) * q      p: teacher, q: student
 
-Symmetric and at most log 2 (Agarwal et al., GKD, arXiv:2306.13649, with beta = 1/2). On `topk` the tail is one
-bucket; merging outcomes never increases the divergence.
+Bounded, and symmetric at beta = 1/2, where it is at most log 2 (Agarwal et al., GKD, arXiv:2306.13649). Divided by
+beta it tends to the forward KL as beta goes to 0, divided by 1 - beta to the reverse KL as beta goes to 1.
+
+It is an f-divergence, and with its linear growth left out (`slope`) its estimate from `sampled` tokens is unbiased
+with a small variance.
 """
 
 import math
 
-import torch
 from torch import Tensor
 
-from limbeck.distill.losses.expectation import expectation
-from limbeck.distill.losses.registry import StudentChunk, TeacherChunk, loss
-from limbeck.signals.tail import log_complement
+from limbeck.distill.losses.outcomes import Outcomes
+from limbeck.distill.losses.registry import loss
 
 
-@loss("jsd", signals=("dense", "hidden", "topk"))
-def jensen_shannon(student: StudentChunk, teacher: TeacherChunk) -> Tensor:
-    """Return the Jensen-Shannon divergence for each token of a chunk, `[N]`, in nats, float32."""
-    if teacher.dense is not None:
-        return _between(teacher.dense, student.logprobs)
-    sparse = teacher.known_sparse()
-    absent_NK = sparse.logprobs.isneginf()
-    log_q_NK = student.logprobs.gather(-1, sparse.ids).masked_fill(absent_NK, float("-inf"))
-    log_q_tail_N = log_complement(log_q_NK.logsumexp(-1))
-    log_p = torch.cat([sparse.logprobs, sparse.log_tail_mass.unsqueeze(-1)], dim=-1)
-    log_q = torch.cat([log_q_NK, log_q_tail_N.unsqueeze(-1)], dim=-1)
-    return _between(log_p, log_q)
+def derivative(outcomes: Outcomes, *, beta: float) -> Tensor:
+    """Return `(1 - beta) * q * (log q - log m)`."""
+    return outcomes.difference(outcomes.log_q, outcomes.log_mixture(beta)).mul_(outcomes.q).mul_(1 - beta)
 
 
-def _between(log_p: Tensor, log_q: Tensor) -> Tensor:
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    return (expectation(log_p.exp(), log_p - log_m) + expectation(log_q.exp(), log_q - log_m)) / 2
+@loss(
+    "jsd",
+    signals=("dense", "hidden", "topk", "sampled"),
+    derivative=derivative,
+    slope=lambda beta: -(1 - beta) * math.log(1 - beta),
+    ranges={"beta": (0.0, 1.0)},
+)
+def jensen_shannon(outcomes: Outcomes, *, beta: float = 0.5) -> Tensor:
+    """Return `beta * p * (log p - log m) + (1 - beta) * q * (log q - log m)`, `[n, M]`, in nats."""
+    log_m = outcomes.log_mixture(beta)
+    teachers = outcomes.difference(outcomes.log_p, log_m).mul_(outcomes.p).mul_(beta)
+    students = outcomes.difference(outcomes.log_q, log_m).mul_(outcomes.q)
+    return teachers.add_(students, alpha=1 - beta)

@@ -1,73 +1,25 @@
-"""The registry of losses, and the two chunks that a loss is a function of.
+"""The registry of losses: what each is made of, where it is defined, and which parameters it takes.
 
-A loss is a function of one chunk of N tokens: `(student, teacher) -> per-token values [N]`. Everything else
-(temperature, masks, averaging, chunking, gradients) is the executor's.
+A loss is a function of `Outcomes`: it returns what each outcome contributes, `[n, M]`, and its value at a position is
+the sum over outcomes. A second function may give the derivative of a contribution by the student's log-probability of
+that outcome; where there is none, the executor differentiates the first. Everything else (temperature, masks,
+averaging, chunks, the way from log-probabilities to logits) is the executor's.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.settings import nearest
 
-
-@dataclass(frozen=True)
-class StudentChunk:
-    """The student's next-token distributions for N positions.
-
-    Attributes:
-        logprobs: log-probabilities `[N, V]` at the loss's temperature, float32.
-    """
-
-    logprobs: Tensor
-
-
-@dataclass(frozen=True)
-class SparseChunk:
-    """A teacher known at K tokens a position, at the loss's temperature.
-
-    Attributes:
-        ids: `[N, K]` token ids.
-        logprobs: `[N, K]` log-probabilities; `-inf` where absent.
-        weights: `[N, K]` what each token weighs in an expectation under the teacher: its probability (`topk`), or
-            its importance weight (`sampled`).
-        log_tail_mass: `[N]`, log of the mass of all other tokens; `-inf` where there is none (`sampled`: always).
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    weights: Tensor
-    log_tail_mass: Tensor
-
-
-@dataclass(frozen=True)
-class TeacherChunk:
-    """What is known of the same N positions besides the student: the next tokens, and the teacher if there is one.
-
-    Attributes:
-        targets: `[N]`, the ids of the tokens that the text goes on with.
-        dense: log-probabilities `[N, V]` at the loss's temperature, or None.
-        sparse: the K known tokens, or None.
-    """
-
-    targets: Tensor
-    dense: Tensor | None = None
-    sparse: SparseChunk | None = None
-
-    def known_sparse(self) -> SparseChunk:
-        """Return the sparse part.
-
-        Raises:
-            ValueError: there is no teacher in this chunk.
-        """
-        if self.sparse is None:
-            raise ValueError("this chunk carries neither a dense nor a sparse teacher")
-        return self.sparse
-
-
-LossFunction = Callable[[StudentChunk, TeacherChunk], Tensor]
+LossFunction = Callable[..., Tensor]
+Range = tuple[float, float]  # both ends excluded
+Over = Literal["teacher", "target", "states"]
 
 
 @dataclass(frozen=True)
@@ -76,30 +28,75 @@ class Loss:
 
     Attributes:
         name: as recipes spell it.
-        function: the per-token values.
+        contributions: `(outcomes, **parameters) -> [n, M]`, in nats unless its file says otherwise.
         signals: the kinds of signal on which it is defined; empty for a loss that needs no teacher.
+        derivative: `(outcomes, **parameters) -> [n, M]`, of each contribution by `log_q` of its outcome; None: the
+            contributions are differentiated.
+        over: what it sees: the outcomes that the teacher tells of; the one token that the text goes on with; or no
+            outcomes, but the final hidden states of both, as `(student_ND, teacher_ND) -> [N, M]`.
         scales_with_temperature: multiply by T squared, so that gradients keep their size (Hinton et al.).
+        slope: `(**parameters) -> c`, the growth of a contribution with q where q is far above p. `c * (q - p)` sums to
+            0 over the vocabulary, so a `sampled` teacher may leave it out, and what is left has a small variance.
+        ranges: the open interval that each parameter must lie in.
+        pairwise: whether it compares all pairs of outcomes, and needs memory for M squared.
+        parameters: the defaults of its parameters, or what a recipe sets.
     """
 
     name: str
-    function: LossFunction
-    signals: tuple[str, ...]
-    scales_with_temperature: bool
+    contributions: LossFunction
+    signals: tuple[str, ...] = ()
+    derivative: LossFunction | None = None
+    over: Over = "teacher"
+    scales_with_temperature: bool = True
+    slope: Callable[..., float] = lambda **_: 0.0
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    pairwise: bool = False
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def with_parameters(self, given: Mapping[str, float]) -> "Loss":
+        """Return the loss with other parameters.
+
+        Raises:
+            UserError: it has no such parameter, or the value is outside its range.
+        """
+        for name, value in given.items():
+            if name not in self.parameters:
+                raise UserError(f"{self.name}: no parameter is called {name!r}.{nearest(name, list(self.parameters))}")
+            low, high = self.ranges.get(name, (-math.inf, math.inf))
+            if not low < value < high:
+                raise UserError(f"{self.name}: {name} is {value:g}, but has to lie between {low:g} and {high:g}.")
+        return replace(self, parameters={**self.parameters, **given})
 
 
 _LOSSES: dict[str, Loss] = {}
 
 
 def loss(
-    name: str, *, signals: Iterable[str] = (), scales_with_temperature: bool = True
+    name: str,
+    *,
+    signals: Iterable[str] = (),
+    derivative: LossFunction | None = None,
+    over: Over = "teacher",
+    scales_with_temperature: bool = True,
+    slope: Callable[..., float] = lambda **_: 0.0,
+    ranges: Mapping[str, Range] | None = None,
+    pairwise: bool = False,
 ) -> Callable[[LossFunction], LossFunction]:
-    """Register the decorated function as the loss `name`."""
+    """Register the decorated contributions as the loss `name`; see `Loss`. Keyword arguments are its parameters."""
 
-    def register(function: LossFunction) -> LossFunction:
+    def register(contributions: LossFunction) -> LossFunction:
+        parameters = {
+            key: parameter.default
+            for key, parameter in inspect.signature(contributions).parameters.items()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
         if name in _LOSSES:
             raise ValueError(f"loss {name} is registered twice")
-        _LOSSES[name] = Loss(name, function, tuple(signals), scales_with_temperature)
-        return function
+        _LOSSES[name] = Loss(
+            name, contributions, tuple(signals), derivative, over, scales_with_temperature, slope, ranges or {},
+            pairwise, parameters,
+        )  # fmt: skip
+        return contributions
 
     return register
 

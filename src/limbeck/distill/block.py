@@ -1,0 +1,177 @@
+"""One block of logits: every configured loss, and the gradient of their weighted sum.
+
+A block is small, so that its few copies are cheap to hold. What its losses share is made once: a softmax of either side
+for each temperature, exponentials, mixtures.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from limbeck.distill.losses.outcomes import ABSENT, Distribution, Outcomes, Scratch, distribution
+from limbeck.distill.losses.registry import Loss
+from limbeck.distill.softmax import SparseSoftmax, WholeSoftmax, tail_in_torch, whole_distribution
+from limbeck.distill.teacher import Listing, Missing
+from limbeck.distill.term import Term
+
+Softmax = WholeSoftmax | SparseSoftmax
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of n positions besides the student's logits; the teacher is there in one way or not at all.
+
+    Attributes:
+        targets: `[n]`, ids of the tokens that follow.
+        scores: `[n, V]`, the teacher's logits or log-probabilities.
+        listing: the tokens that a sparse teacher lists.
+        token_logprobs: `[n]`, the teacher's log-probabilities of the targets.
+        weights: `[n, 1]`, how much each position counts in the gradient; None: 1.
+    """
+
+    targets: Tensor
+    scores: Tensor | None = None
+    listing: Listing | None = None
+    token_logprobs: Tensor | None = None
+    weights: Tensor | None = None
+
+
+def block_values(logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch) -> list[Tensor]:
+    """Return each term's values `[n]`, unweighted."""
+    values: dict[int, Tensor] = {}
+    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch):
+        for index, term in group:
+            values[index] = term.factor * teacher.outcomes(term, softmax).values(term.loss)
+    return [values[index] for index in range(len(terms))]
+
+
+def block_gradient(
+    logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch, soft_cap: float | None = None
+) -> list[Tensor]:
+    """Return each term's values `[n]`, unweighted, and overwrite the logits by the gradient of their weighted sum.
+
+    The gradient is by the head's products: by what a soft-cap, if there is one, was applied to.
+    """
+    values: dict[int, Tensor] = {}
+    gradient: Tensor | None = None
+    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch):
+        for index, term in group:
+            seen = teacher.outcomes(term, softmax)
+            found, slopes = seen.values_and_slopes(term.loss)
+            values[index] = term.factor * found
+            if (share := term.weight * term.factor) != 1.0:
+                slopes.mul_(share)
+            if known.weights is not None:
+                slopes.mul_(known.weights)
+            if term.loss.over == "target":
+                softmax.add_target(slopes)
+            else:
+                softmax.add(slopes)
+        part = softmax.gradient()
+        part = part if teacher.temperature == 1.0 else part.div_(teacher.temperature)
+        gradient = part if gradient is None else gradient.add_(part)
+    if gradient is None:
+        logits_nV.zero_()
+    else:
+        if soft_cap is not None:
+            gradient.mul_(1 - (logits_nV / soft_cap).square_())
+        logits_nV.copy_(gradient)
+    return [values[index] for index in range(len(terms))]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Outcomes, and for a `sampled` teacher how much more than its probability each counts, `[n, M]`."""
+
+    outcomes: Outcomes
+    importance: Tensor | None
+
+    def values(self, loss: Loss) -> Tensor:
+        contributions = loss.contributions(self.outcomes, **loss.parameters)
+        if self.importance is not None:
+            growth = self.outcomes.q - self.outcomes.p
+            contributions = self.importance * (contributions - loss.slope(**loss.parameters) * growth)
+        return contributions.sum(-1)
+
+    def values_and_slopes(self, loss: Loss) -> tuple[Tensor, Tensor]:
+        """Return values `[n]` and their derivatives by `log_q`, `[n, M]`, in a tensor of their own."""
+        if loss.derivative is None:
+            with torch.enable_grad():
+                log_q = self.outcomes.log_q.detach().requires_grad_()
+                tracked = replace(self.outcomes, student=distribution(log_q), scratch=None)
+                values = replace(self, outcomes=tracked).values(loss)
+                (slopes,) = torch.autograd.grad(values.sum(), log_q)
+            return values.detach(), slopes
+        slopes = loss.derivative(self.outcomes, **loss.parameters)
+        if self.importance is not None:
+            slopes = self.importance * (slopes - loss.slope(**loss.parameters) * self.outcomes.q)
+        return self.values(loss), slopes
+
+
+def _by_temperature(
+    logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch
+) -> Iterator[tuple["_Teacher", Softmax, list[tuple[int, Term]]]]:
+    """Yield, for each temperature, the teacher, the student's softmax, and the losses with their places."""
+    scratch.restart()
+    for temperature in sorted({term.temperature for term in terms}):
+        group = [(index, term) for index, term in enumerate(terms) if term.temperature == temperature]
+        softmax: Softmax
+        if known.scores is not None and any(term.loss.signals for _, term in group):
+            softmax = WholeSoftmax.of(logits_nV, temperature, known.targets, scratch)
+        else:
+            softmax = SparseSoftmax.of(logits_nV, temperature, known.targets, known.listing, tail_in_torch)
+        yield _Teacher(known, temperature, scratch), softmax, group
+
+
+class _Teacher:
+    """A block's teacher at one temperature; what losses have in common is made once."""
+
+    def __init__(self, known: Known, temperature: float, scratch: Scratch) -> None:
+        self.known = known
+        self.scratch = scratch
+        self.temperature = temperature
+        self._whole: Distribution | None = None
+        self._seen: dict[Missing | None, _Seen] = {}
+
+    def outcomes(self, term: Term, softmax: Softmax) -> _Seen:
+        """Return what the loss of `term` sees."""
+        if term.loss.over == "target":
+            teacher = self._of_targets() if term.loss.signals else None
+            return _Seen(Outcomes(distribution(softmax.target_log_q()), teacher), None)
+        listing = self.known.listing
+        missing = None if listing is None else listing.missing_at(self.temperature, term.missing)
+        if missing not in self._seen:
+            if isinstance(softmax, WholeSoftmax):
+                self._seen[missing] = _Seen(
+                    Outcomes(softmax.student, self._of_vocabulary(), scratch=self.scratch), None
+                )
+            elif listing is not None:
+                self._seen[missing] = self._listed(listing, missing, softmax)
+        seen = self._seen[missing]
+        return replace(seen, importance=None) if term.loss.pairwise else seen
+
+    def _listed(self, listing: Listing, missing: Missing | None, softmax: SparseSoftmax) -> _Seen:
+        tail = missing in ("tail", "uniform")
+        log_q = softmax.log_q[:, :-1].masked_fill(~listing.present, ABSENT)
+        if tail:
+            log_q = torch.cat([log_q, softmax.log_q[:, -1:]], -1)
+        log_p = listing.log_p(self.temperature, missing).to(log_q.dtype)
+        return _Seen(Outcomes(distribution(log_q), distribution(log_p), tail), listing.importance())
+
+    def _of_vocabulary(self) -> Distribution:
+        if self.known.scores is None:
+            raise ValueError("a loss over the whole vocabulary was run without a teacher that knows it")
+        if self._whole is None:
+            self._whole = whole_distribution(self.known.scores, self.temperature, self.scratch)
+            self._whole.log.nan_to_num_(nan=math.nan, posinf=math.inf, neginf=ABSENT)
+        return self._whole
+
+    def _of_targets(self) -> Distribution:
+        if self.known.token_logprobs is not None:
+            log_p = self.known.token_logprobs.unsqueeze(-1)
+        else:
+            log_p = self._of_vocabulary().log.gather(-1, self.known.targets.unsqueeze(-1))
+        return distribution(log_p.clamp(min=ABSENT))
