@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -150,7 +151,9 @@ def _as_text(card: Card) -> str:
     rows = "\n".join(
         f"| {score.family} | {score.accuracy:.0%} | {score.low:.0%} to {score.high:.0%} |" for score in card.families
     )
-    settings = "\n".join(f"{name}: {value}" for name, value in recipe.model_dump(exclude={"shape"}).items())
+    settings = yaml.safe_dump(
+        recipe.model_dump(mode="json", exclude={"shape"}), sort_keys=False, default_flow_style=None, width=110
+    ).strip()
     return f"""# The pocket teacher
 
 A Llama-architecture decoder of {card.parameters:,} parameters, trained from scratch on what every Python installation
