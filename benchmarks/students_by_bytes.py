@@ -64,10 +64,10 @@ SIGNALS: dict[str, tuple[Settings, ...]] = {
 class Budget:
     """How much is done; everything else is the same."""
 
-    steps: int = 250
+    steps: int = 200
     batch: int = 16
     length: int = 128
-    rows_a_document: int = 4
+    rows_a_document: int = 2
     learning_rate: float = 6e-3
 
 

@@ -104,6 +104,11 @@ def test_a_token_across_the_border_of_a_stretch_is_not_trained() -> None:
         kept = [token for token, trained in zip(row.ids, row.trained, strict=True) if trained]
         assert kept == whole[len(whole) - len(kept) :]
         assert len(tokenizer.decode(kept)) <= len(text) - start
+    for stop in range(len(text)):
+        (row,) = encode(tokenizer, [Written(text, ((0, stop),), "none")])
+        kept = [token for token, trained in zip(row.ids, row.trained, strict=True) if trained]
+        assert kept == whole[: len(kept)]
+        assert len(tokenizer.decode(kept)) <= stop
 
 
 def test_settings_that_other_calls_left_behind_change_nothing() -> None:

@@ -64,7 +64,11 @@ def score(server: Loopback, time: Time | None = None, **changes: Any) -> list[An
         scorer.close()
 
 
-@pytest.mark.parametrize("misdeed", [status(500), status(429), status(503), truncated, half_json], ids=str)
+@pytest.mark.parametrize(
+    "misdeed",
+    [status(500), status(429), status(503), truncated, half_json],
+    ids=["500", "429", "503", "truncated", "half_json"],
+)
 def test_what_passes_is_asked_again(server: Loopback, misdeed: Any) -> None:
     expected = score(server)
     server.next(misdeed, misdeed)

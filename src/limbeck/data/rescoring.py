@@ -1,9 +1,9 @@
 """Re-scoring: the teacher reads some rows of a dataset again, and what is stored is held against what it says now.
 
 A stored signal is rounded by its codec, and a teacher is not computed to the last bit twice. So what it says now is put
-through the same codec, and that shows how far rounding alone goes at these very positions. Deviations are of
-probabilities: of each stored entry and of the tail (`topk`), of all tokens (`dense`, `hidden`), of the token that
-follows (`token`), of the tokens that are kept for certain (`sampled`).
+through the same codec, and before it through those that the dataset was converted from, and that shows how far rounding
+alone goes at these very positions. Deviations are of probabilities: of each stored entry and of the tail (`topk`), of
+all tokens (`dense`, `hidden`), of the token that follows (`token`), of the tokens kept for certain (`sampled`).
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,11 @@ from limbeck.engines.transformers import final_hidden, load_model, output_head
 from limbeck.errors import UserError
 from limbeck.progress import bar
 from limbeck.seeds import derive_seed
+from limbeck.settings import Settings
+from limbeck.signals.codecs.registry import make_codec, parse_spec
 from limbeck.signals.codecs.sampled_random import position_keys
 from limbeck.signals.codecs.sampled_spec import SampledSpec
+from limbeck.signals.convert.kinds import conversion_between
 from limbeck.signals.dataset import SignalDataset, SignalRow
 from limbeck.signals.from_logits import LogitsChunk, kind_stored, logits_of, maker_of
 from limbeck.signals.order import permutation
@@ -143,17 +146,52 @@ def _compare(
     hidden_PD = _states(teacher, row)[at_P.to(teacher.device)]
     logits_PV = logits_of(hidden_PD, head).cpu()
     targets_P = torch.cat([row.input_ids[1:], row.input_ids[:1]])[at_P]
-    spec, vocabulary = dataset.codec.spec, dataset.manifest.vocabulary
-    fresh: TeacherSignal
-    if kind_stored(spec, vocabulary) == "hidden":
-        own = signal.head if isinstance(signal, HiddenSignal) else head
-        fresh = HiddenSignal(hidden_PD.cpu(), own, torch.ones(len(at_P), dtype=torch.bool))
+    again = _stored_again(dataset, _Heard(hidden_PD.cpu(), logits_PV, targets_P, head), number, seed)
+    p_PV, spec = logits_PV.log_softmax(-1).exp(), dataset.codec.spec
+    return _largest(at(signal, at_P), p_PV, targets_P, spec), _largest(again, p_PV, targets_P, spec)
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What the teacher says now at P positions: states `[P, D]`, logits `[P, V]`, following tokens `[P]`, its head."""
+
+    hidden: Tensor
+    logits: Tensor
+    targets: Tensor
+    head: OutputHead
+
+
+def _stored_again(dataset: SignalDataset, heard: _Heard, number: int, seed: int) -> TeacherSignal:
+    """Return what the teacher says now after the codecs that what is stored went through."""
+    vocabulary, count = dataset.manifest.vocabulary, len(heard.targets)
+    specs = codecs_behind(dataset)
+    if kind_stored(specs[0], vocabulary) == "hidden":
+        fresh: TeacherSignal = HiddenSignal(heard.hidden, heard.head, torch.ones(count, dtype=torch.bool))
     else:
-        keys = position_keys(derive_seed(seed, "rescore again", number), len(row.input_ids))[at_P.numpy()]
-        fresh = maker_of(spec, vocabulary)(LogitsChunk(logits_PV, targets_P, keys))
-    again = dataset.codec.decode(dataset.codec.encode(fresh, [len(at_P)]), [len(at_P)])
-    p_PV = logits_PV.log_softmax(-1).exp()
-    return tuple(_largest(part, p_PV, targets_P, spec) for part in (at(signal, at_P), again))  # type: ignore[return-value]
+        keys = position_keys(derive_seed(seed, "rescore again", number), count)
+        fresh = maker_of(specs[0], vocabulary)(LogitsChunk(heard.logits, heard.targets, keys))
+    for index, spec in enumerate(specs):
+        if index:
+            fresh = conversion_between(specs[index - 1], spec, vocabulary)(fresh, heard.targets, number)
+        codec = dataset.codec if spec == dataset.codec.spec else make_codec(spec, vocabulary)
+        if kind_stored(spec, vocabulary) == "hidden" and codec is not dataset.codec:
+            continue  # its head lies with the dataset that was converted
+        fresh = codec.decode(codec.encode(fresh, [count]), [count])
+    return fresh
+
+
+def codecs_behind(dataset: SignalDataset) -> list[Settings]:
+    """Return the settings of the codecs that a dataset's signals went through, its own last.
+
+    Where the last one stores `token` signals only that one is returned: it rounds nothing.
+    """
+    specs = [dataset.codec.spec]
+    capture = dataset.manifest.capture
+    while "packed" in capture or "converted" in capture:
+        if "converted" in capture:
+            specs.insert(0, parse_spec(capture["converted"]["codec"]))
+        capture = capture.get("source", {})
+    return specs[-1:] if dataset.kind == "token" else specs
 
 
 def _states(teacher: PreTrainedModel, row: SignalRow) -> Tensor:

@@ -77,7 +77,7 @@ def save_teacher(built: Built, recipe: TeacherRecipe, corpus: Corpus, folder: Pa
     say("Measuring the teacher on held-out text and exercises")
     card = Card(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        recipe=recipe.model_dump(),
+        recipe=recipe.model_dump(mode="json"),
         corpus=corpus.digest,
         python=platform.python_version(),
         tokenizer=tokenizer_digest(tokenizer),

@@ -49,7 +49,9 @@ def page_of(found: Inspection) -> Report:
     report.section("Where the bytes go")
     shares = [size / max(found.tokens, 1) for size in found.parts.values()]
     report.figure(
-        bars_with_intervals(list(found.parts), [Bars("shards", shares, shares, shares)], "bytes a token", percent=False),
+        bars_with_intervals(
+            list(found.parts), [Bars("shards", shares, shares, shares)], "bytes a token", percent=False
+        ),
         "Bytes of each part of the shards, by token.",
     )
     if found.beside:

@@ -23,6 +23,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     save(folder / "teacher")
     lines = [{"prompt": f"{index} + 1", "response": "left out"} for index in range(3)]
+    lines[2].pop("response")
     lines += [{"text": "say"}, {"messages": [{"role": "user", "content": "hi"}]}]  # type: ignore[dict-item]
     (folder / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -124,6 +125,15 @@ def test_what_was_said_while_writing_needs_log_probabilities(
 ) -> None:
     with pytest.raises(UserError, match="as_written needs"):
         recipe(world, tmp_path / "out", {"scores": "as_written"} | wrong)
+
+
+def test_prompts_are_shuffled_and_chosen_as_records_are(world: Path, tmp_path: Path) -> None:
+    dataset = {"path": str(world / "prompts.jsonl"), "seed": 4}
+    shuffled = answering.read_prompts(recipe(world, tmp_path / "out", {}, dataset=dataset), tokenizer_of())
+    some = answering.read_prompts(recipe(world, tmp_path / "out", {}, dataset=dataset | {"samples": 2}), tokenizer_of())
+    plain = answering.read_prompts(recipe(world, tmp_path / "out", {}), tokenizer_of())
+    assert shuffled != plain and sorted(map(str, shuffled)) == sorted(map(str, plain))
+    assert some == shuffled[:2]
 
 
 def test_an_answer_that_is_too_long_is_left_out_and_said(

@@ -13,22 +13,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.data.capture.recipe import CaptureRecipe, GenerateSettings
 from limbeck.data.chat import Conversation, conversation_row
 from limbeck.data.encoding import TokenRow
-from limbeck.data.records import open_records
 from limbeck.data.shapes import Text, contents, document_of
-from limbeck.data.sources import Rows
+from limbeck.data.sources import Rows, chosen_records
 from limbeck.data.table import RowWriter
 from limbeck.engines.completions import Completion, Prompt, open_generator, prompt_ids
 from limbeck.errors import LimbeckError, UserError
 from limbeck.files import digest_of
 from limbeck.progress import bar, say
-from limbeck.seeds import derive_seed
-from limbeck.signals.order import permutation
 
 
 @dataclass(frozen=True)
@@ -60,24 +56,16 @@ def read_prompts(recipe: CaptureRecipe, tokenizer: PreTrainedTokenizerBase) -> l
         UserError: the source can't be read, or holds no prompt.
     """
     source = recipe.dataset
-    records = open_records(
-        source.path, format=source.format, columns=source.columns, configuration=source.configuration,
-        split=source.split, revision=source.revision,
-    )  # fmt: skip
-    total = records.count()
-    order = np.arange(total) if source.seed is None else permutation(derive_seed(source.seed, "records"), total)
-    chosen = order[: source.samples]
-    wanted = np.zeros(total, dtype=np.bool_)
-    wanted[chosen] = True
-    found = [
-        NamedPrompt(document_of(record, source.columns, place), _prompt(next(contents(record, source.columns, place))))
-        for place, record in records.read(wanted)
-    ]
+    order, records = chosen_records(source, answered=False)
+    found = []
+    for place, record in records:
+        asked = next(contents(record, source.columns, place, answered=False))
+        found.append(NamedPrompt(document_of(record, source.columns, place), _prompt(asked)))
     if not found:
         raise UserError(f"{source.path}: no prompts to answer.")
     if not source.chat_template:
         found = [_plain(one, tokenizer) for one in found]
-    return [found[place] for place in np.argsort(np.argsort(chosen))] if len(found) == len(chosen) else found
+    return [found[place] for place in order]
 
 
 def write_answers(recipe: CaptureRecipe, generate: GenerateSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:

@@ -122,7 +122,10 @@ class AxolotlReader:
         if TOKENS not in record:
             if self._tokenise is None:
                 raise UserError(f"{where}: no {TOKENS!r}, and nothing says which tokens its text is.")
-            return self._tokenise(record)
+            try:
+                return self._tokenise(record)
+            except LimbeckError as error:
+                raise type(error)(f"{where}: {error}") from error
         ids = record[TOKENS]
         labels = record.get(LABELS, ids)
         if not isinstance(ids, list) or not isinstance(labels, list) or len(labels) != len(ids):
