@@ -7,17 +7,19 @@ for each temperature, exponentials, mixtures.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from limbeck.distill.losses.outcomes import ABSENT, Distribution, Outcomes, Scratch, distribution
-from limbeck.distill.losses.registry import Loss
-from limbeck.distill.softmax import SparseSoftmax, WholeSoftmax, tail_in_torch, whole_distribution
+from limbeck.distill.losses.registry import Loss, get_loss
+from limbeck.distill.softmax import SparseSoftmax, TailOf, WholeSoftmax, tail_in_torch, whole_distribution
 from limbeck.distill.teacher import Listing, Missing
 from limbeck.distill.term import Term
 
 Softmax = WholeSoftmax | SparseSoftmax
+KERNELS = ("kl", "reverse_kl", "jsd", "cross_entropy")  # over the whole vocabulary, written out in `fused`
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Known:
     Attributes:
         targets: `[n]`, ids of the tokens that follow.
         scores: `[n, V]`, the teacher's logits or log-probabilities.
+        scores_are_free: whether the memory of `scores` may be taken over.
         listing: the tokens that a sparse teacher lists.
         token_logprobs: `[n]`, the teacher's log-probabilities of the targets.
         weights: `[n, 1]`, how much each position counts in the gradient; None: 1.
@@ -37,27 +40,52 @@ class Known:
     listing: Listing | None = None
     token_logprobs: Tensor | None = None
     weights: Tensor | None = None
+    scores_are_free: bool = False
 
 
 def block_values(logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch) -> list[Tensor]:
-    """Return each term's values `[n]`, unweighted."""
+    """Return each term's values `[n]`, unweighted; the logits' memory may be taken over."""
     values: dict[int, Tensor] = {}
-    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch):
+    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch, in_place=_one_temperature(terms)):
         for index, term in group:
             values[index] = term.factor * teacher.outcomes(term, softmax).values(term.loss)
     return [values[index] for index in range(len(terms))]
 
 
 def block_gradient(
-    logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch, soft_cap: float | None = None
+    logits_nV: Tensor,
+    known: Known,
+    terms: Sequence[Term],
+    scratch: Scratch,
+    soft_cap: float | None = None,
+    *,
+    kernels: bool | None = None,
 ) -> list[Tensor]:
     """Return each term's values `[n]`, unweighted, and overwrite the logits by the gradient of their weighted sum.
 
     The gradient is by the head's products: by what a soft-cap, if there is one, was applied to.
+
+    Args:
+        logits_nV: the student's.
+        known: of the same positions.
+        terms: losses on next-token distributions.
+        scratch: memory for tensors of the block's size.
+        soft_cap: of the head.
+        kernels: whether to use Triton kernels where there is one for the case; None: on a GPU, if Triton is installed.
     """
+    kernels = logits_nV.is_cuda and find_spec("triton") is not None if kernels is None else kernels
+    # a second temperature, and the derivative of a soft-cap, need the logits as they were
+    in_place = _one_temperature(terms) and soft_cap is None
+    tail_of: TailOf = tail_in_torch
+    if kernels and in_place and logits_nV.dtype == torch.float32:
+        from limbeck.distill.fused import tail_in_triton
+
+        if known.scores is not None and _has_kernel(terms):
+            return _whole_in_triton(logits_nV, known.scores, known, terms)
+        tail_of = tail_in_triton
     values: dict[int, Tensor] = {}
     gradient: Tensor | None = None
-    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch):
+    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch, tail_of, in_place=in_place):
         for index, term in group:
             seen = teacher.outcomes(term, softmax)
             found, slopes = seen.values_and_slopes(term.loss)
@@ -78,8 +106,34 @@ def block_gradient(
     else:
         if soft_cap is not None:
             gradient.mul_(1 - (logits_nV / soft_cap).square_())
-        logits_nV.copy_(gradient)
+        if gradient is not logits_nV:
+            logits_nV.copy_(gradient)
     return [values[index] for index in range(len(terms))]
+
+
+def _one_temperature(terms: Sequence[Term]) -> bool:
+    return len({term.temperature for term in terms}) == 1
+
+
+def _has_kernel(terms: Sequence[Term]) -> bool:
+    names = [term.name for term in terms]
+    built_in = all(
+        name in KERNELS and term.loss.contributions is get_loss(name).contributions
+        for name, term in zip(names, terms, strict=True)
+    )
+    return built_in and len(set(names)) == len(names)
+
+
+def _whole_in_triton(logits_nV: Tensor, scores_nV: Tensor, known: Known, terms: Sequence[Term]) -> list[Tensor]:
+    from limbeck.distill.fused import whole_gradient
+
+    shares = {term.name: term.weight * term.factor for term in terms}
+    betas = [term.loss.parameters["beta"] for term in terms if term.name == "jsd"]
+    values = whole_gradient(
+        logits_nV, scores_nV.contiguous(), known.targets, terms[0].temperature, shares, betas[0] if betas else 0.5,
+        shares.get("cross_entropy", 0.0), None if known.weights is None else known.weights[:, 0],
+    )  # fmt: skip
+    return [term.factor * values[term.name] for term in terms]
 
 
 @dataclass(frozen=True)
@@ -112,7 +166,13 @@ class _Seen:
 
 
 def _by_temperature(
-    logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch
+    logits_nV: Tensor,
+    known: Known,
+    terms: Sequence[Term],
+    scratch: Scratch,
+    tail_of: TailOf = tail_in_torch,
+    *,
+    in_place: bool,
 ) -> Iterator[tuple["_Teacher", Softmax, list[tuple[int, Term]]]]:
     """Yield, for each temperature, the teacher, the student's softmax, and the losses with their places."""
     scratch.restart()
@@ -120,17 +180,18 @@ def _by_temperature(
         group = [(index, term) for index, term in enumerate(terms) if term.temperature == temperature]
         softmax: Softmax
         if known.scores is not None and any(term.loss.signals for _, term in group):
-            softmax = WholeSoftmax.of(logits_nV, temperature, known.targets, scratch)
+            softmax = WholeSoftmax.of(logits_nV, temperature, known.targets, scratch, in_place=in_place)
         else:
-            softmax = SparseSoftmax.of(logits_nV, temperature, known.targets, known.listing, tail_in_torch)
-        yield _Teacher(known, temperature, scratch), softmax, group
+            softmax = SparseSoftmax.of(logits_nV, temperature, known.targets, known.listing, tail_of, in_place=in_place)
+        yield _Teacher(known, temperature, scratch, in_place=in_place), softmax, group
 
 
 class _Teacher:
     """A block's teacher at one temperature; what losses have in common is made once."""
 
-    def __init__(self, known: Known, temperature: float, scratch: Scratch) -> None:
+    def __init__(self, known: Known, temperature: float, scratch: Scratch, *, in_place: bool) -> None:
         self.known = known
+        self.in_place = in_place and known.scores_are_free
         self.scratch = scratch
         self.temperature = temperature
         self._whole: Distribution | None = None
@@ -165,7 +226,7 @@ class _Teacher:
         if self.known.scores is None:
             raise ValueError("a loss over the whole vocabulary was run without a teacher that knows it")
         if self._whole is None:
-            self._whole = whole_distribution(self.known.scores, self.temperature, self.scratch)
+            self._whole = whole_distribution(self.known.scores, self.temperature, self.scratch, in_place=self.in_place)
             self._whole.log.nan_to_num_(nan=math.nan, posinf=math.inf, neginf=ABSENT)
         return self._whole
 

@@ -36,9 +36,13 @@ class WholeSoftmax:
     _target_slopes: Tensor | None = None
 
     @staticmethod
-    def of(logits_nV: Tensor, temperature: float, targets_n: Tensor, scratch: Scratch) -> "WholeSoftmax":
-        """Return the softmax of logits, which are left as they are."""
-        return WholeSoftmax(whole_distribution(logits_nV, temperature, scratch), targets_n.unsqueeze(-1))
+    def of(
+        logits_nV: Tensor, temperature: float, targets_n: Tensor, scratch: Scratch, *, in_place: bool
+    ) -> "WholeSoftmax":
+        """Return the softmax of logits; with `in_place` their memory is taken over."""
+        return WholeSoftmax(
+            whole_distribution(logits_nV, temperature, scratch, in_place=in_place), targets_n.unsqueeze(-1)
+        )
 
     def target_log_q(self) -> Tensor:
         """Return log-probabilities of the targets, `[n, 1]`."""
@@ -83,9 +87,15 @@ class SparseSoftmax:
 
     @staticmethod
     def of(
-        logits_nV: Tensor, temperature: float, targets_n: Tensor, listing: Listing | None, tail_of: "TailOf"
+        logits_nV: Tensor,
+        temperature: float,
+        targets_n: Tensor,
+        listing: Listing | None,
+        tail_of: "TailOf",
+        *,
+        in_place: bool,
     ) -> "SparseSoftmax":
-        """Return the softmax of logits, which are left as they are, or taken over where `tail_of` does that."""
+        """Return the softmax of logits; with `in_place` their memory is taken over."""
         targets_n1 = targets_n.unsqueeze(-1)
         if listing is None:
             ids_nK, present_nK = targets_n1[:, :0], torch.zeros_like(targets_n1[:, :0], dtype=torch.bool)
@@ -95,8 +105,8 @@ class SparseSoftmax:
         # a row that lists nothing repeats one token, which stays in the tail
         listing_rows_n1 = present_nK.any(-1, keepdim=True)
         logits_nV.scatter_(-1, ids_nK, logits_nK.masked_fill(listing_rows_n1, -math.inf))
-        tail = tail_of(logits_nV, temperature)
-        if not tail.in_place:
+        tail = tail_of(logits_nV, temperature, in_place)
+        if not in_place:
             logits_nV.scatter_(-1, ids_nK, logits_nK)
         scaled_nM = torch.cat([logits_nK / temperature, tail.log_sums], -1)
         there_nM = torch.nn.functional.pad(present_nK, (0, 1), value=True)
@@ -143,28 +153,30 @@ class Tail:
     Attributes:
         log_sums: `[n, 1]`, `logsumexp(logits / T)`.
         spread: `factors [n, 1] -> [n, V]`, each factor shared out among the row's tokens as softmax does; once.
-        in_place: whether the logits' memory is taken over.
     """
 
     log_sums: Tensor
     spread: Callable[[Tensor], Tensor]
-    in_place: bool
 
 
-TailOf = Callable[[Tensor, float], Tail]
+TailOf = Callable[[Tensor, float, bool], Tail]
 
 
-def tail_in_torch(logits_nV: Tensor, temperature: float) -> Tail:
-    """Return the tail of logits, in a tensor of its own."""
+def tail_in_torch(logits_nV: Tensor, temperature: float, in_place: bool) -> Tail:
+    """Return the tail of logits; with `in_place` their memory is taken over."""
     largest_n1 = logits_nV.amax(-1, keepdim=True).clamp_(min=LEAST_LOGIT)
-    exps = (logits_nV - largest_n1).div_(temperature).exp_() if temperature != 1.0 else (logits_nV - largest_n1).exp_()
+    exps = logits_nV.sub_(largest_n1) if in_place else logits_nV - largest_n1
+    if temperature != 1.0:
+        exps.div_(temperature)
+    exps.exp_()
     sums_n1 = exps.sum(-1, keepdim=True).clamp_(min=torch.finfo(exps.dtype).tiny)
-    return Tail(largest_n1 / temperature + sums_n1.log(), lambda factors_n1: exps.mul_(factors_n1 / sums_n1), False)
+    return Tail(largest_n1 / temperature + sums_n1.log(), lambda factors_n1: exps.mul_(factors_n1 / sums_n1))
 
 
-def whole_distribution(logits_nV: Tensor, temperature: float, scratch: Scratch) -> Distribution:
-    """Return the softmax of logits (or of log-probabilities) over T, in memory of `scratch`."""
-    shifted = torch.sub(logits_nV, logits_nV.amax(-1, keepdim=True), out=scratch.like(logits_nV))
+def whole_distribution(logits_nV: Tensor, temperature: float, scratch: Scratch, *, in_place: bool) -> Distribution:
+    """Return the softmax of logits (or of log-probabilities) over T, in memory of `scratch` or in their own."""
+    target = logits_nV if in_place else scratch.like(logits_nV)
+    shifted = torch.sub(logits_nV, logits_nV.amax(-1, keepdim=True), out=target)
     if temperature != 1.0:
         shifted.div_(temperature)
     exps = torch.exp(shifted, out=scratch.like(shifted))

@@ -21,7 +21,7 @@ from limbeck.signals.types import (
 )
 
 CHUNK_LOGITS = 1 << 24  # logits in a chunk: 64 MiB of float32
-BLOCK_LOGITS = 1 << 20  # logits in a block: 4 MiB of float32
+BLOCK_LOGITS = 3 << 21  # logits in a block: 24 MiB of float32
 SMALLEST_CHUNK = 16  # positions
 DEVICE_FACTOR = 8  # an accelerator needs larger products to be busy
 
@@ -82,7 +82,7 @@ def walk(positions: Positions, head: OutputHead, terms: Sequence[Term]) -> Itera
     widest = max(vocabulary, pairs if any(term.loss.pairwise for term in terms) else 0)
     rows = max(1, factor * BLOCK_LOGITS // widest)
     students, teachers = _Buffer(head), _Buffer(teacher.head.to(device)) if isinstance(teacher, HiddenSignal) else None
-    for part in _parts(len(positions.targets), most):
+    for part in _parts(0, len(positions.targets), most):
         logits = students.logits(positions.hidden[part].detach())
         scores = None
         if isinstance(teacher, HiddenSignal) and teachers is not None:
@@ -105,18 +105,18 @@ class _Buffer:
         return made
 
 
-def _parts(count: int, most: int) -> Iterator[slice]:
-    """Yield slices of `count` positions, as equal as they can be, the longest first, none above `most`."""
-    chunks = -(-count // most)
-    for index in range(chunks):
-        yield slice(-(-count * index // chunks), -(-count * (index + 1) // chunks))
+def _parts(start: int, stop: int, most: int) -> Iterator[slice]:
+    """Yield slices from `start` to `stop`, as equal as they can be, the longest first, none above `most`."""
+    count = stop - start
+    parts = -(-count // most)
+    for index in range(parts):
+        yield slice(start + -(-count * index // parts), start + -(-count * (index + 1) // parts))
 
 
 def _blocks(
     positions: Positions, teacher: TeacherSignal | None, part: slice, rows: int, scores: Tensor | None, vocabulary: int
 ) -> Iterator[tuple[slice, Known]]:
-    for first in range(part.start, part.stop, rows):
-        block = slice(first, min(first + rows, part.stop))
+    for block in _parts(part.start, part.stop, rows):
         within = slice(block.start - part.start, block.stop - part.start)
         listed = at(teacher, block) if isinstance(teacher, TopkSignal | SampledSignal) else None
         yield (
@@ -127,5 +127,6 @@ def _blocks(
                 listing=None if listed is None else Listing.of(listed, vocabulary),
                 token_logprobs=teacher.logprobs[block] if isinstance(teacher, TokenSignal) else None,
                 weights=None if positions.weights is None else positions.weights[block].unsqueeze(-1),
+                scores_are_free=isinstance(teacher, HiddenSignal),
             ),
         )

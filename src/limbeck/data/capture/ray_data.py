@@ -5,6 +5,7 @@ lie where every machine of the cluster reads them; the process that started the 
 manifest.
 """
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from limbeck.data.capture.shards import CaptureJob, make_shard
 from limbeck.data.capture.workers import teacher_of
 from limbeck.engines.scorer import TransformersEngine, VllmEngine
 from limbeck.errors import LimbeckError, UserError
+from limbeck.progress import console
 from limbeck.signals.manifest import ShardRecord
 
 
@@ -20,6 +22,7 @@ class ShardActor:
     """What Ray runs at each of the cluster's places: one teacher."""
 
     def __init__(self, job: CaptureJob) -> None:
+        console.quiet = True
         self.job = job
         self.teacher = teacher_of(job)
 
@@ -42,8 +45,10 @@ def made_on_ray(job: CaptureJob, missing: list[range]) -> Iterator[ShardRecord]:
     except ImportError as error:
         raise UserError("cluster: Ray is not installed. Install it: pip install 'limbeck[ray]'.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ranges = ray.data.from_items([{"start": samples.start, "stop": samples.stop} for samples in missing])
-    made = ranges.repartition(len(missing)).map_batches(
+    ranges = ranges.repartition(len(missing)).materialize()  # before the actors take all processors
+    made = ranges.map_batches(
         ShardActor,
         fn_constructor_args=(job,),
         compute=ray.data.ActorPoolStrategy(size=min(job.recipe.processes, len(missing))),
