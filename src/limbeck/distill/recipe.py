@@ -31,11 +31,38 @@ class DatasetTeacher(Settings):
 
 
 class LossSettings(Settings):
-    """One loss and its share of the sum; weights are used as given."""
+    """One loss and its share of the sum; weights are used as given.
+
+    Attributes:
+        function: the loss, by its registered name.
+        weight: its share.
+        temperature: of both distributions.
+        missing_probability_handling: how mass that a `topk` signal does not list is accounted for; absent: as well as
+            the signal allows.
+        beta: of `jsd`.
+        alpha: of `skew_kl` and `skew_reverse_kl`.
+        threshold: of `entropy_aware_kl`.
+        width: of `entropy_aware_kl`.
+        margin: of `hinge`.
+        sparse_chunk_length: accepted from DistillKit's recipes; the executor chooses its chunks itself.
+    """
 
     function: str
     weight: float = Field(1.0, ge=0)
     temperature: float = Field(1.0, gt=0)
+    missing_probability_handling: Literal["zero", "uniform", "symmetric_uniform", "tail"] | None = None
+    beta: float | None = None
+    alpha: float | None = None
+    threshold: float | None = None
+    width: float | None = None
+    margin: float | None = None
+    sparse_chunk_length: int | None = Field(None, gt=0)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Return the parameters that are given."""
+        given = {name: getattr(self, name) for name in ("beta", "alpha", "threshold", "width", "margin")}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 class OptimizerSettings(Settings):

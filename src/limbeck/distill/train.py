@@ -26,6 +26,7 @@ from limbeck.files import digest_of, read_json, write_json
 from limbeck.progress import bar, say
 from limbeck.settings import nearest
 from limbeck.signals.dataset import SignalDataset, SignalRow
+from limbeck.signals.manifest import Manifest
 
 RESULT = "training.json"
 SHARDS_KEPT = 64  # rows are drawn from anywhere: a shard that is dropped is read again at once
@@ -54,7 +55,7 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
             that holds another run.
     """
     dataset = SignalDataset.open(recipe.dataset.train_dataset.disk_path)
-    terms = _terms(recipe, dataset.kind)
+    terms = _terms(recipe, dataset.manifest)
     needs_teacher = any(get_loss(term.name).signals for term in terms)
     identity = digest_of({"recipe": recipe.model_dump(mode="json", exclude={"output_path"}), "data": dataset.digest})
     folder = recipe.output_path
@@ -120,16 +121,19 @@ def _finished(folder: Path, run: Path, identity: str) -> TrainingResult | None:
     return TrainingResult(folder, tuple(result["history"]))
 
 
-def _terms(recipe: Recipe, kind: str) -> list[Term]:
+def _terms(recipe: Recipe, manifest: Manifest) -> list[Term]:
+    captured = tuple(manifest.codec.get("temperatures", (1.0,)))
     terms = []
     for index, settings in enumerate(recipe.loss_functions):
-        loss = get_loss(settings.function)
-        if loss.signals and kind not in loss.signals:
-            raise UserError(
-                f"loss_functions.{index}.function: {loss.name!r} is not defined on a {kind!r} signal "
-                f"(only on {', '.join(loss.signals)})."
-            )
-        terms.append(Term.of(loss, settings.weight, settings.temperature))
+        try:
+            term = Term.of(
+                get_loss(settings.function), settings.weight, settings.temperature,
+                missing=settings.missing_probability_handling, parameters=settings.parameters,
+            )  # fmt: skip
+            term.check(manifest.kind, captured)
+        except UserError as error:
+            raise UserError(f"loss_functions.{index}: {error}") from error
+        terms.append(term)
     if len({term.name for term in terms}) < len(terms):
         raise UserError("loss_functions: each loss can stand in a recipe once.")
     return terms
