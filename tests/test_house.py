@@ -4,15 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "limbeck").rglob("*.py"))
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize("command", [["--help"], ["capture", "--help"], ["signals", "--help"], ["pocket", "card"]])
+def test_what_only_prints_imports_nothing_heavy(command: list[str]) -> None:
     """A command line that answers at once: torch and its friends are imported inside commands only."""
     code = (
         "import sys; from limbeck.cli.main import app; from typer.testing import CliRunner; "
-        "result = CliRunner().invoke(app, ['--help']); assert result.exit_code == 0, result.output; "
+        f"result = CliRunner().invoke(app, {command}); assert result.exit_code == 0, result.output; "
         "print(sorted({'torch', 'transformers', 'numpy', 'sqlalchemy', 'matplotlib', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

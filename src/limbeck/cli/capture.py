@@ -98,7 +98,7 @@ def capture(
         data["dataset"].setdefault("seed", seed if seed is not None else 42)
     from limbeck.data.capture import CaptureRecipe, read_codec
     from limbeck.data.capture import capture as run
-    from limbeck.pocket.world import resolve
+    from limbeck.pocket.places import resolve
 
     if compression_config is not None:
         data["codec"] = read_codec(compression_config).model_dump(mode="json")

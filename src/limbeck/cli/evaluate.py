@@ -17,7 +17,7 @@ def evaluate(
     """Measure a student on held-out text and exercises, every number with its 95 % interval."""
     from limbeck.engines.transformers import load_model
     from limbeck.pocket.measure import MeasureSettings, measure_student, print_summary, save_measurement
-    from limbeck.pocket.world import resolve
+    from limbeck.pocket.places import resolve
 
     settings = MeasureSettings(seed=seed, items_a_family=items, rows_a_document=rows_a_document)
     measured = measure_student(model, resolve(model), load_model(resolve(teacher)), settings)

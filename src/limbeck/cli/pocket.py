@@ -46,7 +46,7 @@ def card(
 ) -> None:
     """Print the teacher's model card: how it was made and what it can do."""
     from limbeck.errors import UserError
-    from limbeck.pocket.world import teacher_folder
+    from limbeck.pocket.places import teacher_folder
 
     path = (folder or teacher_folder()) / "README.md"
     if not path.exists():

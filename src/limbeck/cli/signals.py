@@ -62,7 +62,7 @@ def verify(
 
 def _rescore(dataset: "SignalDataset", teacher: str, revision: str | None, sample: int, seed: int, device: str) -> None:
     from limbeck.data.rescoring import rescore
-    from limbeck.pocket.world import resolve
+    from limbeck.pocket.places import resolve
 
     found = rescore(dataset, resolve(teacher), revision=revision, sample=sample, seed=seed, device=device)
     if found.other_teacher:
@@ -143,7 +143,7 @@ def _import(
 
     from limbeck.data.tokenizer import load_tokenizer, tokenizer_digest
     from limbeck.errors import UserError
-    from limbeck.pocket.world import resolve
+    from limbeck.pocket.places import resolve
     from limbeck.settings import read_yaml
     from limbeck.signals.codecs.registry import parse_spec
     from limbeck.signals.convert.formats import open_reader
