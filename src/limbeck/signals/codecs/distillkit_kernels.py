@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.signals.codecs.compiling import compiled
 from limbeck.signals.codecs.topk_entries import LOGPROB_TOLERANCE, MASS_TOLERANCE
-from limbeck.signals.codecs.topk_kernels import compiled
 
 LOG_TINY = math.log(np.finfo(np.float64).tiny)
 MOST, ABOVE = 1 + MASS_TOLERANCE, LOGPROB_TOLERANCE
 
 
-@compiled
+@compiled()
 def pack(values: Any, bits: int, first: int, last: int, out: Any) -> None:
     """Write rows `first` to `last` of `values` `[N, K]` into `out` `[N, W]`, as `bit_packing.pack_bits` does."""
     for row in range(first, last):
@@ -32,7 +32,7 @@ def pack(values: Any, bits: int, first: int, last: int, out: Any) -> None:
             out[row, at] = np.uint8((held << np.uint64(8 - room)) & np.uint64(255))
 
 
-@compiled
+@compiled()
 def unpack(data: Any, bits: int, first: int, last: int, out: Any) -> None:
     """Read rows `first` to `last` of `data` `[N, W]` into `out` `[N, K]`, as `bit_packing.unpack_bits` does."""
     mask = np.uint64((1 << bits) - 1)
@@ -47,7 +47,7 @@ def unpack(data: Any, bits: int, first: int, last: int, out: Any) -> None:
             out[row, index] = np.int64((held >> np.uint64(there)) & mask)
 
 
-@compiled
+@compiled()
 def take(
     ids: Any, logprobs: Any, mask: Any, vocabulary: int, first: int, last: int, seen: Any, out_ids: Any, out: Any
 ) -> bool:
@@ -87,7 +87,7 @@ def take(
     return True
 
 
-@compiled
+@compiled()
 def arrange(
     values: Any, first: int, vocabulary: int, seen: Any, ids: Any, logprobs: Any, log_tail: Any, mask: Any
 ) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from limbeck.signals.codecs.compiling import compiled
 from limbeck.signals.codecs.topk_fields import MODES, MOST_ZEROS
-from limbeck.signals.codecs.topk_kernels import compiled
 from limbeck.signals.codecs.topk_layout import (
     BASE_ORDER,
     CODE_BITS,
@@ -32,20 +32,20 @@ ID_TOP = (1 << ID_BITS) - 1
 MANY = 24  # what _leading_zeros says when there are at least so many
 
 
-@compiled
+@compiled()
 def _look(data: Any, at: int) -> Any:
     """Return the 64 bits from bit `at` on, of 64-bit words whose most significant bit comes first."""
     word, inside = at >> 6, np.uint64(at & 63)
     return data[word] << inside | data[word + 1] >> np.uint64(1) >> (np.uint64(63) - inside)
 
 
-@compiled
+@compiled()
 def _top(look: Any, bits: int) -> Any:
     """Return the first `bits` bits, up to 63, as a number."""
     return np.int64(look >> np.uint64(1) >> np.uint64(63 - bits))
 
 
-@compiled
+@compiled()
 def _leading_zeros(look: Any) -> int:
     zeros = LEADING_ZEROS[look >> np.uint64(56)]
     if zeros == 8:
@@ -55,7 +55,7 @@ def _leading_zeros(look: Any) -> int:
     return zeros
 
 
-@compiled
+@compiled()
 def _take_exp_golomb(data: Any, at: int, order: int) -> tuple[int, int]:
     """Return where the number ends and the number; -1 if it is none."""
     look = _look(data, at)
@@ -66,7 +66,7 @@ def _take_exp_golomb(data: Any, at: int, order: int) -> tuple[int, int]:
     return at + size, _top(look, size) - (1 << order)
 
 
-@compiled
+@compiled()
 def _take_field(data: Any, at: int, limit: int, order: int, top: int, count: int, numbers: Any) -> int:
     """Read a field into `numbers`; return where it ends, or -1 if it is none."""
     at, least = _take_exp_golomb(data, at, order)
@@ -92,7 +92,7 @@ def _take_field(data: Any, at: int, limit: int, order: int, top: int, count: int
     return at if at <= limit else -1
 
 
-@compiled
+@compiled()
 def _take_fields(
     data: Any, at: int, limit: int, first: int, last: int, cap: int, with_base: bool, levels: int,
     counts: Any, bases: Any, tails: Any, ratios: Any,
@@ -132,7 +132,7 @@ def _take_fields(
     return at
 
 
-@compiled
+@compiled()
 def decode_groups(
     data: Any, begins: Any, ends: Any, groups: Any, first: int, last: int, cap: int, vocabulary: int, with_base: bool,
     rice: Any, table: Any, raw_bits: Any, first_level: Any, top: int,
@@ -232,7 +232,7 @@ def decode_groups(
     return -1
 
 
-@compiled
+@compiled()
 def _level_values(
     low: Any, high: Any, centre: Any, sizes: Any, values: Any, tail: float, least: float, most: float
 ) -> float:
@@ -281,7 +281,7 @@ def _level_values(
     return tail
 
 
-@compiled
+@compiled()
 def rebuild(
     counts: Any, levels: Any, bases: Any, tails: Any, log_tails: Any, masses: Any, leasts: Any, mosts: Any,
     low: Any, high: Any, centre: Any, temperatures: Any, spans: Any, ratios: Any,

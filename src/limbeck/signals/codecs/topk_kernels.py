@@ -4,12 +4,11 @@ Every kernel works on a range of groups and lets go of Python's lock, so that th
 module compiles nothing; the first call does (once for an installation: the result is cached on disk).
 """
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any
 
-import numba
 import numpy as np
 
+from limbeck.signals.codecs.compiling import compiled
 from limbeck.signals.codecs.topk_layout import (
     BASE_ORDER,
     CODE_BITS,
@@ -22,18 +21,8 @@ from limbeck.signals.codecs.topk_layout import (
 )
 from limbeck.signals.codecs.topk_prefix import CODES, SYMBOLS
 
-F = TypeVar("F", bound=Callable[..., Any])
 
-
-def compiled(function: F) -> F:
-    """Compile on first use; cached on disk where there is a place for it."""
-    try:
-        return cast(F, numba.njit(cache=True, nogil=True)(function))
-    except RuntimeError:  # neither the package's folder nor the user's can be written
-        return cast(F, numba.njit(nogil=True)(function))
-
-
-@compiled
+@compiled()
 def _put(out: Any, at: int, value: int, bits: int) -> int:
     """Write up to 64 bits at bit `at` of 64-bit words whose most significant bit comes first."""
     if bits == 0:
@@ -47,7 +36,7 @@ def _put(out: Any, at: int, value: int, bits: int) -> int:
     return at + bits
 
 
-@compiled
+@compiled()
 def _width(value: int) -> int:
     bits = 0
     while value >> bits:
@@ -55,14 +44,14 @@ def _width(value: int) -> int:
     return bits
 
 
-@compiled
+@compiled()
 def _put_exp_golomb(out: Any, at: int, value: int, order: int) -> int:
     shifted = value + (1 << order)
     bits = _width(shifted)
     return _put(out, at + bits - order - 1, shifted, bits)
 
 
-@compiled
+@compiled()
 def _put_field(out: Any, at: int, numbers: Any, count: int, order: int) -> int:
     """Write the first `count` numbers, which are lowered by the least of them."""
     least = numbers[:count].min()
@@ -87,7 +76,7 @@ def _put_field(out: Any, at: int, numbers: Any, count: int, order: int) -> int:
     return at
 
 
-@compiled
+@compiled()
 def _symbol(level: int) -> int:
     if level < 8:
         return level
@@ -97,7 +86,7 @@ def _symbol(level: int) -> int:
     return 8 + 4 * (octave - 3) + ((level >> (octave - 2)) & 3)
 
 
-@compiled
+@compiled()
 def _put_fields(
     out: Any, at: int, starts: Any, bases: Any, tails: Any, ratios: Any, first: int, last: int, with_base: bool
 ) -> int:
@@ -125,7 +114,7 @@ def _put_fields(
     return at
 
 
-@compiled
+@compiled()
 def encode_groups(
     starts: Any, ids: Any, levels: Any, bases: Any, tails: Any, ratios: Any,
     groups: Any, first: int, last: int, with_base: bool, rice: Any,
