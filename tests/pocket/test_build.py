@@ -16,7 +16,7 @@ from limbeck.models.llama import LlamaShape
 from limbeck.pocket import build as building
 from limbeck.pocket.build import Built, build
 from limbeck.pocket.recipe import QUICK, TeacherRecipe
-from tests.pocket.library import read, write_library
+from tests.pocket.small_library import read, write_library
 
 RECIPE = TeacherRecipe(
     vocabulary=320,
@@ -119,7 +119,7 @@ def test_a_process_that_is_killed_can_be_gone_on_from(whole: Built, library: Pat
 import os, signal
 from pathlib import Path
 from limbeck.pocket import build as building
-from tests.pocket.library import read
+from tests.pocket.small_library import read
 from tests.pocket.test_build import RECIPE
 draw = building.exercise_batches
 def deadly(tokenizer, *, step, **settings):

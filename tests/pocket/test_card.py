@@ -20,7 +20,7 @@ from limbeck.pocket.exercises import all_families
 from limbeck.pocket.recipe import TeacherRecipe
 from limbeck.pocket.world import load_teacher, resolve, teacher_folder
 from tests.engines.tiny import new_model, tokenizer_of
-from tests.pocket.library import read, write_library
+from tests.pocket.small_library import read, write_library
 
 
 @pytest.fixture(scope="module")

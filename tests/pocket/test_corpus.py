@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from limbeck.errors import UserError
 from limbeck.pocket.corpus import EXCLUDED, MAX_DOCUMENT_CHARS, SPLITS, TOPICS, Corpus, load_corpus, split_of
-from tests.pocket.library import FILES, read, write_library
+from tests.pocket.small_library import FILES, read, write_library
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """An arena in one folder: ledger, store, models and keys, for a laptop without a network.
 
-    <folder>/ledger.sqlite    the chain            <folder>/models/     repositories by revision
-    <folder>/store.sqlite     what is known        <folder>/wallets/    keys (0600)
-    <folder>/tokenizer/       the teacher's        <folder>/work/       evaluators' own
+    In the folder: `ledger.sqlite`, the chain; `store.sqlite`, what is known; `models`, repositories by revision;
+    `wallets`, keys (0600); `tokenizer`, the teacher's; and `work`, what evaluators keep for themselves.
 
 Everything here can be called again: what is there already is not made a second time.
 """
