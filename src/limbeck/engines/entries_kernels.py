@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from limbeck.signals.codecs.topk_kernels import compiled
+from limbeck.signals.codecs.compiling import compiled
 
 FINE, NOTHING, OUTSIDE, NOT_A_NUMBER, ABOVE_ZERO, TWICE, WITHOUT_OWN = range(7)
 CLAMPED = -9999.0  # what servers write for -inf, which JSON does not have
@@ -22,7 +22,7 @@ POWERS = np.array([10.0**power for power in range(23)])
 DIGITS = 18  # that fit into 64 bits
 
 
-@compiled
+@compiled()
 def arrange(
     starts: Any, ids: Any, logprobs: Any, ranks: Any, tokens: Any, seen: Any, best_ids: Any, best: Any, own: Any
 ) -> tuple[int, int, int]:
@@ -86,7 +86,7 @@ def arrange(
     return FINE, 0, 0
 
 
-@compiled
+@compiled()
 def scan_lists(text: Any, at: int, starts: Any, ids: Any, logprobs: Any, ranks: Any) -> tuple[int, int]:
     """Read `[null, {"7": {"logprob": -0.5, "rank": 1, "decoded_token": "x"}, …}, …]`.
 
@@ -123,7 +123,7 @@ def scan_lists(text: Any, at: int, starts: Any, ids: Any, logprobs: Any, ranks: 
     return at + 1, places
 
 
-@compiled
+@compiled()
 def _scan_place(text: Any, at: int, entries: int, ids: Any, logprobs: Any, ranks: Any) -> tuple[int, int]:
     """Read one object of entries; return what follows it, and how many entries there are now."""
     before = entries
@@ -155,7 +155,7 @@ def _scan_place(text: Any, at: int, entries: int, ids: Any, logprobs: Any, ranks
     return at + 1, entries
 
 
-@compiled
+@compiled()
 def _scan_entry(text: Any, at: int) -> tuple[int, float, int]:
     """Read the object of one entry; return what follows it, its log-probability and its rank."""
     logprob, rank, known, fields = 0.0, 0, False, 0
@@ -199,7 +199,7 @@ def _scan_entry(text: Any, at: int) -> tuple[int, float, int]:
     return (at + 1 if known else -1), logprob, rank
 
 
-@compiled
+@compiled()
 def _number(text: Any, at: int) -> tuple[int, float]:
     """Read a number to within two units in the last place of a float64."""
     negative = text[at] == MINUS
@@ -248,7 +248,7 @@ def _number(text: Any, at: int) -> tuple[int, float]:
     return at, -value if negative else value
 
 
-@compiled
+@compiled()
 def _string(text: Any, at: int) -> int:
     """Return what follows the string that begins at this quote, or -1 if it does not end."""
     at += 1
@@ -259,7 +259,7 @@ def _string(text: Any, at: int) -> int:
     return at + 1
 
 
-@compiled
+@compiled()
 def _is(text: Any, begin: int, word: Any) -> bool:
     for index in range(len(word)):  # noqa: SIM110 - a loop is what numba compiles
         if text[begin + index] != word[index]:
@@ -267,13 +267,13 @@ def _is(text: Any, begin: int, word: Any) -> bool:
     return True
 
 
-@compiled
+@compiled()
 def _after_colon(text: Any, at: int) -> int:
     at = _blanks(text, at)
     return _blanks(text, at + 1) if text[at] == COLON else -1
 
 
-@compiled
+@compiled()
 def _blanks(text: Any, at: int) -> int:
     while text[at] == 32 or text[at] == 10 or text[at] == 13 or text[at] == 9:
         at += 1
