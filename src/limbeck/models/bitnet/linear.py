@@ -6,13 +6,15 @@ After Ma et al., "The Era of 1-bit LLMs" (arXiv:2402.17764), with W `[out, in]`,
     s = max |x| / 127                numbers = clip(round(x / s), -128, 127)
     y = gamma * s * (codes @ numbers)
 
-Training keeps W in full and computes with `W + strength * (gamma * codes - W)`, the difference detached: the gradient
-passes as if nothing had been rounded, and neither scale has one. `strength` rises from 0 (a dense layer) to 1. All
-rounding is done in float32, and products are made of values that are scaled back, so that no sum of integers can
-overflow a narrow dtype.
+Training keeps W in full. The gradient passes as if nothing had been rounded, and neither scale has one. `strength`
+rises from 0 (a dense layer) to 1; between, the layer computes with `W + strength * (gamma * codes - W)`, and inputs
+alike.
+
+At full strength the product is one of integers (over 128, so that float16 holds their sums too): in float32 it is
+exact, whatever the order of summation, and packed students compute the same. Rounding is done in float32.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from torch import Tensor, nn
 from limbeck.errors import UserError
 
 LEAST_SCALE = 1e-5  # the value that transformers' BitNet layers use, so that exports compute the same
+UNIT = 128.0  # a power of two: dividing integers by it is exact
 
 
 def ternary_codes(weight_oi: Tensor, scale: str = "tensor") -> tuple[Tensor, Tensor]:
@@ -58,43 +61,43 @@ class TernaryLinear(nn.Linear):
         self.scale = scale
         self.activation_bits = activation_bits
         self.strength = 1.0
-        self._rounded: tuple[tuple[int, int, torch.dtype, torch.device], Tensor] | None = None
+        self._rounded: tuple[tuple[Any, ...], tuple[Tensor, Tensor]] | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return outputs `[..., out]` of inputs `[..., in]`."""
-        return F.linear(self._inputs(inputs), self._weights().to(inputs.dtype))
+        if self.strength == 0:
+            return F.linear(inputs, self.weight)
+        if self.strength == 1 and self.activation_bits == 8:
+            codes, gamma = self._rounded_weights()
+            return _Product.apply(inputs, self.weight, codes, gamma)
+        return F.linear(self._blended_inputs(inputs), self._blended_weights().to(inputs.dtype))
 
     def codes(self) -> tuple[Tensor, Tensor]:
         """Return the layer's codes and scale; see `ternary_codes`."""
         return ternary_codes(self.weight.detach(), self.scale)
 
-    def _inputs(self, inputs: Tensor) -> Tensor:
-        if self.activation_bits == 16 or self.strength == 0:
+    def _blended_inputs(self, inputs: Tensor) -> Tensor:
+        if self.activation_bits == 16:
             return inputs
         with torch.no_grad():
             numbers, scale = rounded_inputs(inputs)
             change = (numbers.mul_(scale) - inputs.float()).mul_(self.strength).to(inputs.dtype)
         return inputs + change
 
-    def _weights(self) -> Tensor:
-        """Return what the layer computes with; outside training it is made once for each state of the weights."""
-        if self.strength == 0:
-            return self.weight
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return self.weight + self._change()
-        if torch.is_inference(self.weight):
-            return self.weight + self._change()
-        key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
-        if self.training or self.strength != 1:
-            return self.weight + self._change()
-        if self._rounded is None or self._rounded[0] != key:
-            self._rounded = key, self.weight.detach() + self._change()
-        return self._rounded[1]
+    def _blended_weights(self) -> Tensor:
+        with torch.no_grad():
+            codes, gamma = self._rounded_weights()
+            change = (codes * gamma - self.weight.float()).mul_(self.strength).to(self.weight.dtype)
+        return self.weight + change
 
-    @torch.no_grad()
-    def _change(self) -> Tensor:
-        codes, gamma = ternary_codes(self.weight, self.scale)
-        return codes.mul_(gamma).sub_(self.weight.float()).mul_(self.strength).to(self.weight.dtype)
+    def _rounded_weights(self) -> tuple[Tensor, Tensor]:
+        """Return codes and scale; outside training they are made once for each state of the weights."""
+        if self.training or torch.is_inference(self.weight):
+            return self.codes()
+        state = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
+        if self._rounded is None or self._rounded[0] != state:
+            self._rounded = state, self.codes()
+        return self._rounded[1]
 
     def extra_repr(self) -> str:
         """Return what a printed model shows of the layer."""
@@ -103,6 +106,32 @@ class TernaryLinear(nn.Linear):
     def __getstate__(self) -> dict[str, object]:
         """Leave the rounded weights behind where the layer is copied or pickled."""
         return {**super().__getstate__(), "_rounded": None}
+
+
+class _Product(torch.autograd.Function):
+    """Rounded inputs by rounded weights; keeps 8 bits a number for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight_oi: Tensor, codes_oi: Tensor, gamma: Tensor) -> Tensor:
+        numbers, scale = rounded_inputs(inputs)
+        scale = scale * UNIT
+        found = F.linear(numbers.div_(UNIT).to(inputs.dtype), codes_oi.to(inputs.dtype))
+        if any(ctx.needs_input_grad):
+            ctx.save_for_backward(numbers.mul_(UNIT).to(torch.int8), scale, codes_oi.to(torch.int8), gamma)
+            ctx.dtypes = inputs.dtype, weight_oi.dtype
+        return (gamma[:, 0] * (scale * found.float())).to(found.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (outer,) = gradients
+        numbers, scale, codes_oi, gamma = ctx.saved_tensors
+        to_inputs = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_inputs = (outer @ (codes_oi * gamma).to(outer.dtype)).to(ctx.dtypes[0])
+        if ctx.needs_input_grad[1]:
+            inputs = (numbers * (scale / UNIT)).to(outer.dtype)
+            to_weight = (outer.flatten(0, -2).T @ inputs.flatten(0, -2)).to(ctx.dtypes[1])
+        return to_inputs, to_weight, None, None
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
