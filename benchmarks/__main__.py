@@ -7,12 +7,15 @@ from benchmarks.timing import Row, print_table
 
 BENCHMARKS = {
     "executor": "benchmarks.executor",
+    "temperature": "benchmarks.temperature",
     "topk": "benchmarks.topk",
     "codecs": "benchmarks.codecs",
     "sampled": "benchmarks.sampled",
     "store": "benchmarks.dataset",
     "distillkit": "benchmarks.distillkit",
     "served": "benchmarks.served",
+    "packed": "benchmarks.packed",
+    "recipes": "benchmarks.recipes",
 }
 
 
