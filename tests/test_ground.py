@@ -54,6 +54,23 @@ def test_a_full_disk_is_one_clear_line(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_json_has_no_words_for_are_refused_with_their_place(tmp_path: Path, number: float) -> None:
+    with pytest.raises(LimbeckError, match=r"file: the value\['losses'\]\[1\]\['kl'\] is no finite number"):
+        write_json(tmp_path / "file", {"a": 1, "losses": [{"kl": 0.5}, {"kl": number}]})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text(f'{{"kl": {"NaN" if number != number else "Infinity"}}}')
+    with pytest.raises(UserError, match=r"file: not valid JSON \(it holds (NaN|Infinity)\)"):
+        read_json(tmp_path / "file")
+
+
+@given(st.recursive(st.floats(allow_nan=False, allow_infinity=False) | st.text(), st.lists, max_leaves=8))
+def test_all_other_numbers_come_back_as_they_were(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
+    path = tmp_path_factory.mktemp("json") / "file"
+    write_json(path, value)
+    assert read_json(path) == value
+
+
 def test_a_folder_in_the_way_is_the_users_to_mend(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(UserError, match="Choose another output folder"), publish(tmp_path / "taken" / "file"):

@@ -7,8 +7,9 @@ file, and a writer that fails (a full disk, a killed process) leaves nothing und
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,22 +66,46 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Publish `value` as indented JSON with sorted keys and a final newline."""
-    write_text(target, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    """Publish `value` as indented JSON with sorted keys and a final newline.
+
+    Raises:
+        LimbeckError: it holds NaN or an infinity, for which JSON has no words: a reader would refuse the file. The
+            message says where.
+    """
+    if place := _not_finite(value):
+        raise LimbeckError(f"{target}: {place} is no finite number, which JSON can't hold. Nothing was written.")
+    write_text(target, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _not_finite(value: Any, place: str = "the value") -> str:
+    """Return where in a JSON value the first number that is not finite stands; empty: nowhere."""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else place
+    if isinstance(value, dict):
+        inside: Iterable[tuple[Any, Any]] = value.items()
+    elif isinstance(value, list | tuple):
+        inside = enumerate(value)
+    else:
+        return ""
+    return next((found for key, item in inside if (found := _not_finite(item, f"{place}[{key!r}]"))), "")
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON, naming it.
+        UserError: the file is missing or is not JSON (which has no NaN), naming it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are
         raise UserError(f"{path}: not valid JSON ({error}).") from error
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}")
 
 
 def sha256_file(path: Path) -> str:

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from limbeck.data.encoding import Written, encode, respelling, spells_special
+from limbeck.data.encoding import (
+    Written,
+    _trained,
+    _trained_by_offsets,
+    encode,
+    respelling,
+    spells_special,
+)
 from tests.data.strangers import chatml, llama
 from tests.engines.tiny import tokenizer_of
 
@@ -125,3 +132,15 @@ def test_special_tokens_that_come_later_are_known() -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|new|>"]})
     assert spells_special(tokenizer, ["<|new|>"])
     assert "<|new|>" in respelling(tokenizer).names
+
+
+@each
+@given(data=st.data())
+def test_borders_say_the_same_as_all_offsets(name: str, data: st.DataObject) -> None:
+    tokenizer = TOKENIZERS[name]
+    text = data.draw(st.text("ab x\n é日🙂", max_size=30))
+    places = sorted(data.draw(st.sets(st.integers(0, len(text)), max_size=6)))
+    stretches = tuple(zip(places[::2], places[1::2], strict=False))
+    (encoding,) = tokenizer.backend_tokenizer.encode_batch([text], add_special_tokens=False)
+    written = Written(text, stretches, "spelled")
+    assert _trained(encoding, written) == _trained_by_offsets(encoding, written)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -336,3 +337,11 @@ def test_settings_are_checked(tmp_path: Path) -> None:
             validate_settings(wrong, TextSource, "recipe")
     with pytest.raises(ValidationError):
         TextSource(path="x", samples=0)
+
+
+def test_rows_go_to_another_process(folder: Path) -> None:
+    rows = read(folder / "a.jsonl", seed=3, sequence_length=8)
+    copy = pickle.loads(pickle.dumps(rows))
+    assert list(copy.rows) == list(rows.rows)
+    assert copy.rows.digest() == copy.digest == rows.digest
+    assert (copy.skipped, copy.records, copy.tokens) == (rows.skipped, rows.records, rows.tokens)

@@ -16,7 +16,7 @@ from limbeck.signals.codecs.registry import make_codec
 from limbeck.signals.codecs.token import TokenSpec
 from limbeck.signals.codecs.topk_spec import TopkSpec
 from limbeck.signals.types import TokenSignal, TopkSignal
-from tests.engines.loopback import Answer, Loopback, bytes_of, serve
+from tests.engines.loopback import Answer, Loopback, bytes_of, serve, status
 from tests.engines.tiny import new_model, tokenizer_of
 
 MODEL, TOKENIZER = new_model(spread=4.0), tokenizer_of()
@@ -178,6 +178,19 @@ def test_a_budget_ends_the_run_with_what_is_finished(server: Loopback) -> None:
         generate(server, sampling, [PROMPTS[0]] * 50, budget_tokens=cost + 6, concurrency=1)
     assert [one.prompt for one in caught.value.finished] == [0]
     assert caught.value.finished[0].text == generate(server, sampling, PROMPTS[:1])[0].text
+
+
+def test_a_prompt_that_is_not_answered_costs_nothing(server: Loopback) -> None:
+    cost = len(prompt_ids(TOKENIZER, PROMPTS[0])) + 5
+    generator = ServerGenerator(
+        "org/teacher", None, server.engine(budget_tokens=cost, attempts=1, concurrency=1), TOKENIZER
+    )
+    server.next(status(503))
+    with pytest.raises(LimbeckError, match="failed 1 times"):
+        generator.generate(PROMPTS[:1], Sampling(max_tokens=5))
+    assert generator._endpoint.budget.spent == 0
+    assert len(generator.generate(PROMPTS[:1], Sampling(max_tokens=5))) == 1
+    generator.close()
 
 
 def test_without_log_probabilities_there_is_no_row(server: Loopback) -> None:

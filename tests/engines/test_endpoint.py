@@ -178,6 +178,23 @@ def test_the_budget_stops_before_anything_beyond_it_is_asked(server: Loopback) -
     assert len(server.asked("/v1/completions")) == asked == 6
 
 
+def test_what_was_not_answered_costs_nothing(server: Loopback) -> None:
+    costs = [len(ids) + 1 for ids, _ in ROWS]
+    scorer = ServerScorer(
+        server.engine(budget_tokens=2 * sum(costs), concurrency=1, attempts=1), 300, TOKENIZER, Time().clock
+    )
+    server.next(lambda *_: False, status(503))
+    with pytest.raises(LimbeckError, match="failed 1 times"):
+        scorer.score(ROWS, SPEC)
+    assert scorer._endpoint.budget.spent == costs[0]
+    assert len(scorer.score(ROWS, SPEC)) == len(ROWS)
+    server.always = lambda answer: {**answer, "choices": [{"index": 0}]}
+    with pytest.raises(LimbeckError, match="can't be used"):
+        scorer.score(ROWS[:1], SPEC)
+    assert scorer._endpoint.budget.spent == sum(costs) + 2 * costs[0]  # an answer that can't be used was paid for
+    scorer.close()
+
+
 def test_requests_run_side_by_side_up_to_the_limit(server: Loopback) -> None:
     """Each of three waits for the two others to be under way."""
     together = threading.Barrier(3, timeout=20)

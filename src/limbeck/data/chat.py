@@ -7,6 +7,10 @@ template that writes earlier turns differently once later ones follow (such as t
 before) is refused, unless each turn is asked for apart (`turns_apart`): a row for each, which ends with it, as the
 model met it.
 
+Conversations of the same roles without tools share a *skeleton*: what the template writes around the contents, and
+where the turns are in it, found once by such renderings of messages that say their place. A rendering that is exactly
+skeleton and contents needs no further ones.
+
 Nothing that a message holds is lost in silence: a template that leaves out a message, its tool calls or the tools is
 refused as well.
 """
@@ -21,6 +25,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.data.encoding import TokenRow, Written, encode, respelling, spells_special
+from limbeck.data.skeleton import Skeleton, said, skeleton_of
 
 __all__ = [
     "ROLES", "Conversation", "Message", "TokenRow", "conversation_row", "exchange_row", "prompt_ids",
@@ -28,6 +33,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+PLAIN = {"role", "content"}
 Message = dict[str, Any]
 
 
@@ -151,6 +157,18 @@ class _Writing:
     def with_turns(self, messages: Sequence[Message], turns: Sequence[tuple[int, int]]) -> Written:
         """Return what the template writes of `messages`, the turns (first and last message of each) trained."""
         whole = self.render(messages)
+        skeleton = self._skeleton(messages, turns)
+        stretches = skeleton.stretches([message["content"] for message in messages], whole) if skeleton else None
+        return self.written(whole, self.stretches(messages, turns, whole) if stretches is None else stretches)
+
+    def stretches(
+        self, messages: Sequence[Message], turns: Sequence[tuple[int, int]], whole: str
+    ) -> list[tuple[int, int]]:
+        """Return where the turns are in the whole, by rendering the beginnings of the conversation.
+
+        Raises:
+            ValueError: as `conversation_row`.
+        """
         self._check_nothing_left_out(messages, whole)
         stretches = []
         for first, last in turns:
@@ -162,7 +180,7 @@ class _Writing:
                     "ask for each turn in a row of its own (turns_apart: true)"
                 )
             stretches.append((start, len(end)))
-        return self.written(whole, stretches)
+        return stretches
 
     def written(self, text: str, trained: Sequence[tuple[int, int]]) -> Written:
         """Return a rendering as a text to encode."""
@@ -184,19 +202,19 @@ class _Writing:
         shared = next((place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
         return shared if whole.startswith(one[:shared]) else None
 
+    def _skeleton(self, messages: Sequence[Message], turns: Sequence[tuple[int, int]]) -> Skeleton | None:
+        """Return what the template writes around plain contents of these roles, if it does so whatever they are."""
+        if self.tools or any(message.keys() != PLAIN for message in messages):
+            return None
+        told = json.dumps(dict(self.arguments), sort_keys=True, default=str)
+        roles = tuple(message["role"] for message in messages)
+        return _skeleton_of(self.tokenizer, str(self.tokenizer.chat_template), told, roles, tuple(turns))
+
     def _check_nothing_left_out(self, messages: Sequence[Message], whole: str) -> None:
         if self.tools and self.render(messages, tools=False) == whole:
             raise ValueError("the chat template leaves out the tools")
-        probes = [{**message, "content": f"said {place}."} for place, message in enumerate(messages)]
-        if self.tools or any(message.keys() != {"role", "content"} for message in messages):
-            probed = self._tried(probes)
-        else:
-            roles = tuple(message["role"] for message in messages)
-            template, told = (
-                str(self.tokenizer.chat_template),
-                json.dumps(dict(self.arguments), sort_keys=True, default=str),
-            )
-            probed = _probed(self.tokenizer, template, told, roles)
+        probes = [{**message, "content": said(place)} for place, message in enumerate(messages)]
+        probed = self._tried(probes)
         for place, message in enumerate(messages):
             probe, rest = probes[place], {key: value for key, value in message.items() if key != "tool_calls"}
             unseen = message["content"].strip() and (probed is None or probe["content"] not in probed)
@@ -241,10 +259,22 @@ def _writing(
 
 
 @lru_cache(maxsize=1024)
-def _probed(tokenizer: PreTrainedTokenizerBase, template: str, told: str, roles: tuple[str, ...]) -> str | None:
-    """Return what a template makes of messages of these roles that each say their place; the same for many of them."""
-    messages = [{"role": role, "content": f"said {place}."} for place, role in enumerate(roles)]
-    return _Writing(tokenizer, messages, (), json.loads(told))._tried(messages)
+def _skeleton_of(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    told: str,
+    roles: tuple[str, ...],
+    turns: tuple[tuple[int, int], ...],
+) -> Skeleton | None:
+    """Return what a template writes around messages that each say their place; the same for many conversations."""
+    contents = [said(place) for place in range(len(roles))]
+    messages = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    writing = _Writing(tokenizer, messages, (), json.loads(told))
+    try:
+        whole = writing.render(messages)
+        return skeleton_of(whole, contents, turns, writing.stretches(messages, turns, whole))
+    except ValueError:
+        return None  # the conversation itself is refused in its own words
 
 
 def _with_written_arguments(message: Message) -> Message:

@@ -82,6 +82,38 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Written]) -> list
 
 
 def _trained(encoding: Encoding, text: Written) -> tuple[bool, ...]:
+    """Return which tokens lie wholly within a trained stretch.
+
+    The tokens at the borders of a stretch are asked for; only where these don't say it are all offsets looked at.
+    """
+    trained = [False] * len(encoding.ids)
+    for start, stop in text.trained:
+        first, last = _tokens_before(encoding, start, text), _tokens_before(encoding, stop, text)
+        if first is None or last is None:
+            return _trained_by_offsets(encoding, text)
+        first += _straddles(encoding, first, start)
+        trained[first:last] = [True] * (last - first)
+    return tuple(trained)
+
+
+def _tokens_before(encoding: Encoding, place: int, text: Written) -> int | None:
+    """Return how many tokens stand before the one with this character.
+
+    None: it is in no token (some leave out spaces), or tokens before it have no characters of their own.
+    """
+    count = len(encoding.ids) if place == len(text.text) else encoding.char_to_token(place)
+    if not count:
+        return count
+    before = encoding.token_to_chars(count - 1)
+    return count if before is not None and before[0] < place else None
+
+
+def _straddles(encoding: Encoding, token: int, place: int) -> bool:
+    span = encoding.token_to_chars(token) if token < len(encoding.ids) else None
+    return span is not None and span[0] < place
+
+
+def _trained_by_offsets(encoding: Encoding, text: Written) -> tuple[bool, ...]:
     starts, stops = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2).T
     trained = np.zeros(len(starts), dtype=np.bool_)
     for start, stop in text.trained:

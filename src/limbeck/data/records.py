@@ -7,9 +7,8 @@ those at hand are in memory. What can't be read is refused with its file and lin
 import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -17,37 +16,17 @@ from typing import IO, Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from limbeck.data.shapes import Columns, Record, wanted_columns
+from limbeck.data.hugging_face import BATCH, HubSource, hub_records, saved_records
+from limbeck.data.placed import Chosen, Placed, Records
+from limbeck.data.shapes import Columns, wanted_columns
 from limbeck.errors import UserError
 
 Format = Literal["auto", "jsonl", "parquet", "text", "huggingface"]
-Chosen = NDArray[np.bool_]
-"""For each record, whether it is to be read."""
-Placed = tuple[str, Record]
-"""A record and where it is from."""
-
 PACKED = frozenset({".gz", ".zst", ".zstd"})
 JSON_LINES = frozenset({".jsonl", ".ndjson", ".json"})
 SAVED = ("dataset_dict.json", "dataset_info.json", "state.json")
 """Files of a folder that `datasets.save_to_disk` made."""
-BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Records:
-    """Records that can be read again and again, in the same order.
-
-    Attributes:
-        name: what messages call them.
-        count: how many there are.
-        read: yields those that are chosen, each with its place.
-    """
-
-    name: str
-    count: Callable[[], int]
-    read: Callable[[Chosen], Iterator[Placed]]
 
 
 def open_records(
@@ -59,6 +38,9 @@ def open_records(
     split: str = "train",
     revision: str | None = None,
     answered: bool = True,
+    streaming: bool | None = None,
+    samples: int | None = None,
+    seed: int | None = None,
 ) -> Records:
     """Find the records that `path` means.
 
@@ -70,6 +52,9 @@ def open_records(
         split: of a Hugging Face dataset.
         revision: of a Hugging Face dataset.
         answered: whether prompts need their responses.
+        streaming: whether a Hugging Face dataset is streamed; see `limbeck.data.hugging_face`.
+        samples: how many records will be taken.
+        seed: what will shuffle them.
 
     Raises:
         UserError: there is no such thing, or it can't be told what it holds.
@@ -77,9 +62,13 @@ def open_records(
     columns = columns or Columns()
     local = Path(path)
     if format == "huggingface" or (format == "auto" and not local.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path)):
-        return _of_dataset(path, _load(path, configuration, split, revision), columns, answered)
+        hub = HubSource(
+            name=path, configuration=configuration, split=split, revision=revision, streaming=streaming,
+            samples=samples, seed=seed,
+        )  # fmt: skip
+        return hub_records(hub, columns, answered=answered)
     if local.is_dir() and any((local / name).is_file() for name in SAVED) and format == "auto":
-        return _of_dataset(path, _load_saved(local, split), columns, answered)
+        return saved_records(local, split, columns, answered=answered)
     files = _files(path)
     kinds = [format if format != "auto" else format_of(file) for file in files]
     if len(set(kinds)) > 1:
@@ -226,54 +215,3 @@ def _table_rows(
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())}).") from error
         first += row
-
-
-def _of_dataset(name: str, dataset: Any, columns: Columns, answered: bool) -> Records:
-    """Return the records of a `datasets.Dataset`."""
-    wanted = wanted_columns(dataset.column_names, columns, name, answered=answered)
-    taken = dataset.select_columns(wanted).with_format(None)
-
-    def read(chosen: Chosen) -> Iterator[Placed]:
-        numbers = np.flatnonzero(chosen)
-        picked = taken if chosen.all() else taken.select(numbers)
-        first = 0
-        for batch in picked.iter(batch_size=BATCH):
-            for values in zip(*batch.values(), strict=True):
-                yield f"{name}, row {numbers[first] + 1}", dict(zip(batch, values, strict=True))
-                first += 1
-
-    return Records(name, lambda: len(dataset), read)
-
-
-def _load(name: str, configuration: str | None, split: str, revision: str | None) -> Any:
-    """Load a dataset from the hub (or its cache)."""
-    from datasets import load_dataset
-
-    with _explained(name, configuration, split):
-        return load_dataset(name, configuration, split=split, revision=revision)
-
-
-def _load_saved(folder: Path, split: str) -> Any:
-    from datasets import DatasetDict, load_from_disk
-
-    with _explained(str(folder), None, split):
-        dataset = load_from_disk(str(folder))
-    if isinstance(dataset, DatasetDict):
-        if split not in dataset:
-            raise UserError(f"{folder}: there is no split {split!r}; there are: {', '.join(dataset)}.")
-        dataset = dataset[split]
-    return dataset
-
-
-@contextmanager
-def _explained(name: str, configuration: str | None, split: str) -> Iterator[None]:
-    from datasets.exceptions import DatasetsError
-
-    try:
-        yield
-    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:  # the hub's and the network's are OSErrors
-        what = ", ".join(filter(None, (configuration and f"configuration {configuration!r}", f"split {split!r}")))
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name}: no such file, and no dataset that can be loaded ({what}): {reason.rstrip('.')}."
-        ) from error

@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from limbeck.data.chat import Conversation, written_by_template, written_plainly
 from limbeck.data.encoding import TokenRow, Written, encode
-from limbeck.data.records import Placed, open_records
+from limbeck.data.placed import Placed
+from limbeck.data.records import open_records
 from limbeck.data.shapes import Columns, Text, contents, document_of
 from limbeck.data.table import NamedRow
 from limbeck.errors import UserError

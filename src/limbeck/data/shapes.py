@@ -151,9 +151,11 @@ def _kind(record: Record, columns: Columns, place: str, answered: bool) -> tuple
     there = next((kind for kind in kinds if all(name in record for name in kind)), None)
     if there is None:
         with_response = " with 'response'" if answered else ""
+        asks = answered and any(record.get(name) is not None for (name,) in PROMPTS)
+        alone = "A teacher answers prompts by a section `generate`. " if asks else ""
         raise UserError(
             f"{place}: needs 'text', 'prompt'{with_response}, or 'messages'; it has {sorted(map(str, record))}. "
-            "Name the columns to read under `columns`."
+            f"{alone}Name the columns to read under `columns`."
         )
     return there
 

@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from limbeck.data.chat import ROLES
-from limbeck.data.records import Format, Placed, open_records
+from limbeck.data.placed import Placed
+from limbeck.data.records import Format, open_records
 from limbeck.data.rows import RowRules, TooLong, make_rows
 from limbeck.data.shapes import Columns
 from limbeck.data.table import RowTable, RowWriter
@@ -39,6 +40,8 @@ class TextSource(Settings):
     split: str = "train"
     revision: str | None = None
     """Of a Hugging Face dataset."""
+    streaming: bool | None = None
+    """Read only the part of a Hugging Face dataset that is needed; by default where `samples` are of more than 2 GB."""
     columns: Columns = Columns()
     """Which columns hold what; see `limbeck.data.shapes` for the known names."""
     samples: int | None = Field(default=None, ge=1)
@@ -95,6 +98,10 @@ class Rows:
         """Tokens of all rows."""
         return int(self.rows.lengths.sum())
 
+    def __reduce__(self) -> tuple[type["Rows"], tuple[RowTable, str, dict[str, int], int]]:
+        """Go to another process, tokens and all (five bytes each)."""
+        return Rows, (self.rows, self.digest, dict(self.skipped), self.records)
+
 
 def chosen_records(source: TextSource, *, answered: bool = True) -> tuple[NDArray[np.int64], Iterator[Placed]]:
     """Return the records that a source takes, and the order in which it wants them.
@@ -112,7 +119,8 @@ def chosen_records(source: TextSource, *, answered: bool = True) -> tuple[NDArra
     """
     records = open_records(
         source.path, format=source.format, columns=source.columns, configuration=source.configuration,
-        split=source.split, revision=source.revision, answered=answered,
+        split=source.split, revision=source.revision, answered=answered, streaming=source.streaming,
+        samples=source.samples, seed=source.seed,
     )  # fmt: skip
     total = records.count()
     wanted = np.arange(total) if source.seed is None else permutation(derive_seed(source.seed, "records"), total)

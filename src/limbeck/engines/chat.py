@@ -90,10 +90,15 @@ class ServerGenerator:
             where = f"prompt {number}" + (f", choice {choice}" if sampling.n > 1 else "")
             path, body = self._request(prompts[place], ids, sampling)
             body["seed"] = completion_seed(sampling, number, choice)
-            answer = await self._endpoint.post(path, body, where)
-            found[job] = self._completion(answer, number, choice, ids, sampling, where)
-            usage = found[job].usage
-            self._endpoint.budget.settle(reserved, usage.prompt_tokens + usage.completion_tokens)
+            used = 0  # what is not answered has cost nothing
+            try:
+                answer = await self._endpoint.post(path, body, where)
+                usage = _usage(answer, len(ids), None)
+                used = usage.prompt_tokens + usage.completion_tokens
+                found[job] = self._completion(answer, number, choice, ids, sampling, where)
+                used = found[job].usage.prompt_tokens + found[job].usage.completion_tokens
+            finally:
+                self._endpoint.budget.settle(reserved, used)
 
         self._endpoint.for_each(jobs, ask)
         finished = [found[job] for job in jobs if job in found]

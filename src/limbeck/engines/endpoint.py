@@ -88,7 +88,7 @@ class Endpoint:
             LimbeckError: it goes on failing.
         """
         try:
-            return self._runner.run(self._ask("GET", path, None, self.engine.base_url, json.loads))
+            return self._runner.run(self._ask("GET", path, None, f"asked for {path.rsplit('/', 1)[-1]}", json.loads))
         except _UnknownPathError:
             return None
 

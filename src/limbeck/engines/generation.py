@@ -161,12 +161,15 @@ class _Chooser(LogitsProcessor):
         self._said: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits_BV = scores.float().cpu()
+        logits_BV = scores.float()
+        if logits_BV.device.type == "mps":  # has no float64
+            logits_BV = logits_BV.cpu()
         chosen_B = self._chosen(logits_BV)
         if self._sampling.top_logprobs:
             logprobs_BV = logits_BV.double().log_softmax(-1)
             best_BK, ids_BK = logprobs_BV.topk(min(self._sampling.top_logprobs, logprobs_BV.shape[-1]), dim=-1)
-            self._said.append((ids_BK, best_BK, logprobs_BV.gather(-1, chosen_B[:, None])[:, 0]))
+            own_B = logprobs_BV.gather(-1, chosen_B[:, None])[:, 0]
+            self._said.append((ids_BK.cpu(), best_BK.cpu(), own_B.cpu()))
         self._step += 1
         return torch.full_like(scores, float("-inf")).scatter(-1, chosen_B[:, None].to(scores.device), 0.0)
 
@@ -179,7 +182,7 @@ class _Chooser(LogitsProcessor):
             falling_BV[falling_BV.cumsum(-1) - falling_BV >= self._sampling.top_p] = 0.0
             mass_BV = torch.zeros_like(mass_BV).scatter(-1, order_BV, falling_BV)
         below_BV = mass_BV.cumsum(-1)
-        drawn_B1 = self._draws_BS[:, self._step, None] * below_BV[:, -1:]
+        drawn_B1 = self._draws_BS[:, self._step, None].to(below_BV.device) * below_BV[:, -1:]
         return torch.searchsorted(below_BV, drawn_B1, right=True)[:, 0].clamp(max=mass_BV.shape[-1] - 1)
 
     def said(self, row: int, length: int) -> tuple[TopkSignal | None, Tensor | None]:

@@ -62,7 +62,7 @@ def score_rows(
     head = output_head(model)
     make = _signal_maker(spec, head)
     if len(rows):
-        _check_head(model, head, rows[0][0][:PROBE_TOKENS])
+        check_head(model, head, rows[0][0][:PROBE_TOKENS])
     found: list[TeacherSignal | None] = [None] * len(rows)
     for batch in _batches([len(ids) for ids, _ in rows], batch_tokens):
         ids_BT = torch.nn.utils.rnn.pad_sequence([rows[row][0] for row in batch], batch_first=True)
@@ -151,8 +151,18 @@ def _states(hidden_ND: Tensor, head: OutputHead) -> HiddenSignal:
     return HiddenSignal(hidden_ND.cpu(), head, torch.ones(len(hidden_ND), dtype=torch.bool))
 
 
-def _check_head(model: PreTrainedModel, head: OutputHead, ids_T: Tensor) -> None:
-    """Refuse a model that does more with its states than its head and soft-cap: a scale, say, that would be lost."""
+@torch.no_grad()
+def check_head(model: PreTrainedModel, head: OutputHead, ids_T: Tensor) -> None:
+    """Refuse a model that does more with its states than its head and soft-cap: a scale, say, that would be lost.
+
+    Args:
+        model: in evaluation mode.
+        head: of the model, as `output_head` returns it.
+        ids_T: a few tokens to try it on.
+
+    Raises:
+        UserError: its logits are not those of this head.
+    """
     ids = ids_T[None].to(model.device)
     theirs = model(input_ids=ids, use_cache=False).logits[0].float()
     ours = logits_of(final_hidden(model, ids)[0], head).to(theirs.dtype)

@@ -61,8 +61,9 @@ class ServerScorer:
         kind, most = entries_asked(spec, self.vocabulary, "server")
         width = min(most, self._engine.top or most)
         needed = [row for row, (ids, trained) in enumerate(rows) if bool(trained[1:].any()) and len(ids) > 1]
-        reserved = sum(len(rows[row][0]) + 1 for row in needed)
-        self._endpoint.budget.reserve(reserved)
+        costs = {row: len(rows[row][0]) + 1 for row in needed}
+        self._endpoint.budget.reserve(sum(costs.values()))
+        answered: set[int] = set()
         found: dict[int, TeacherSignal] = {}
 
         async def ask(row: int) -> None:
@@ -71,6 +72,7 @@ class ServerScorer:
             request = self._request(ids.tolist(), width)
             try:
                 answer = await self._endpoint.post("completions", request, where, read_answer)
+                answered.add(row)
                 entries = self._entries(answer, request["prompt"], where)
             except ShapeError as error:
                 raise LimbeckError(
@@ -83,7 +85,10 @@ class ServerScorer:
             )  # fmt: skip
             on_row(len(ids))
 
-        self._endpoint.for_each(needed, ask)
+        try:
+            self._endpoint.for_each(needed, ask)
+        finally:  # what was not answered has cost nothing
+            self._endpoint.budget.settle(sum(cost for row, cost in costs.items() if row not in answered), 0)
         for row, (ids, _) in enumerate(rows):
             if row not in found:
                 found[row] = silent(kind, len(ids))

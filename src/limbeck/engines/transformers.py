@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from limbeck.engines.architectures import register_architectures
 from limbeck.errors import UserError
 from limbeck.seeds import derive_seed
 from limbeck.signals.types import OutputHead
@@ -40,9 +41,11 @@ def load_model(
             checkpoint's own otherwise.
 
     Raises:
-        UserError: there is no such model, it is a pickle checkpoint, or its files are not what they say.
+        UserError: there is no such model or device, it is a pickle checkpoint, or its files are not what they say.
     """
     check_source(name)
+    _check_device(device)
+    register_architectures()
     if Path(name).is_dir():
         _check_folder(Path(name))
     if dtype is None and torch.device(device).type == "cpu":
@@ -62,6 +65,18 @@ def load_model(
             "Save the whole model again."
         )
     return model.to(device).eval()
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # torch's words for a device that it doesn't know, or that isn't here
+        raise UserError(
+            f"device {device!r}: not to be had here ({_first_line(error)}). Choose another: cpu, for one."
+        ) from error
 
 
 def check_source(name: str | Path) -> None:

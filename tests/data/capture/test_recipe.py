@@ -60,3 +60,16 @@ def test_each_process_has_a_device_of_its_own(device: str, devices: int, expecte
 def test_engines_are_told_apart_by_their_name() -> None:
     adapter: TypeAdapter[Any] = TypeAdapter(EngineSettings)
     assert isinstance(adapter.validate_python({"engine": "vllm"}), VllmEngine)
+
+
+def test_settings_of_no_named_codec_are_topks_or_distillkits() -> None:
+    def codec(**settings: Any) -> dict[str, Any]:
+        data = {"model": "m", "dataset": {"path": "t"}, "output": "o", "codec": settings}
+        return validate_settings(data, CaptureRecipe, "recipe").codec
+
+    assert codec(cap=7) == {"codec": "topk", "cap": 7}
+    assert codec(codec="dense") == {"codec": "dense"}
+    kit = {"d": 300, "k": 8, "exact_k": 8, "residual_bins": []}
+    assert codec(logprob_compressor=kit)["codec"] == codec(**kit)["codec"] == "distillkit"
+    with pytest.raises(UserError, match="unknown key"):
+        codec(logprob_compressor={**kit, "exact": 8})

@@ -186,6 +186,22 @@ def test_another_capture_into_the_same_folder_is_refused(world: Path, tmp_path: 
     assert bytes_of(tmp_path / "out") == before
 
 
+def test_what_differs_is_named_and_nothing_else(world: Path, tmp_path: Path) -> None:
+    captured(world, tmp_path / "out")
+    other = recipe(world, tmp_path / "out", seed=3, engine={"engine": "transformers", "batch_tokens": 64})
+    with pytest.raises(UserError) as refused:
+        capture(other)
+    assert "its capture.engine.batch_tokens is 8192, this one's is 64; its capture.seed is 42" in str(refused.value)
+    assert "dtype" not in str(refused.value)
+
+
+def test_a_device_that_is_not_there_leaves_a_folder_that_another_capture_may_use(world: Path, tmp_path: Path) -> None:
+    for device in ("nonsense", "cuda:77"):
+        with pytest.raises(UserError, match=f"device '{device}': not to be had here"):
+            captured(world, tmp_path / "out", engine={"engine": "transformers", "device": device})
+    assert captured(world, tmp_path / "out", seed=5) == captured(world, tmp_path / "whole", seed=5)
+
+
 @pytest.mark.parametrize("content", [None, "", "\n \n", '{"text": ""}\n'])
 def test_nothing_to_capture_leaves_nothing(world: Path, tmp_path: Path, content: str | None) -> None:
     text = tmp_path / "text.jsonl"

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from limbeck.data.sources import TextSource
 from limbeck.engines.completions import Sampling
@@ -13,6 +13,9 @@ from limbeck.settings import Settings, read_yaml
 from limbeck.signals.codecs.distillkit_spec import read_config
 from limbeck.signals.codecs.registry import parse_spec
 from limbeck.signals.codecs.topk_spec import TopkSpec
+
+DISTILLKIT_KEYS = frozenset({"logprob_compressor", "legacy_logit_compression", "d", "vocab_size"})
+"""Keys by which DistillKit's own settings are known."""
 
 
 class GenerateSettings(Settings):
@@ -48,7 +51,7 @@ class CaptureRecipe(Settings):
         tokenizer: where the tokenizer lies, if not with the model.
         dataset: the text.
         output: the dataset's folder: empty, absent, or an unfinished capture of the same things.
-        codec: settings of the codec that stores the signals.
+        codec: settings of the codec that stores the signals: of `topk` where they name none, or DistillKit's own.
         engine: what runs the teacher.
         generate: let the teacher write the text that is scored.
         seed: of everything that is drawn.
@@ -72,6 +75,16 @@ class CaptureRecipe(Settings):
     token_budget: int | None = Field(None, gt=0)
     processes: int = Field(1, ge=1)
     cluster: Literal["local", "ray"] = "local"
+
+    @field_validator("codec", mode="after")
+    @classmethod
+    def _name_codec(cls, codec: dict[str, Any]) -> dict[str, Any]:
+        """Take settings without a name for DistillKit's where they are, and for those of `topk` otherwise."""
+        if "codec" in codec:
+            return codec
+        if codec.keys() & DISTILLKIT_KEYS:
+            return read_config(codec, "codec").model_dump(mode="json")
+        return {"codec": "topk", **codec}
 
 
 def read_codec(path: Path | None) -> Settings:
