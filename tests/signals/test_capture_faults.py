@@ -235,9 +235,10 @@ def test_two_processes_cannot_write_one_dataset(tmp_path: Path) -> None:
 
 
 def test_another_capture_in_the_folder_is_named_on_both_sides(tmp_path: Path) -> None:
-    DatasetWriter(tmp_path / "d", header_of()).close()
+    with DatasetWriter(tmp_path / "d", header_of()) as writer:
+        writer.write_shard(range(5), make_rows(range(5)))
     other = header_of(teacher=TeacherRef(repo="org/other", revision="1"))
-    with pytest.raises(UserError, match=r"another capture: its teacher is .*org/teacher.* this one's is .*org/other"):
+    with pytest.raises(UserError, match=r"another capture: its teacher.repo is org/teacher, this one's is org/other"):
         DatasetWriter(tmp_path / "d", other)
     with pytest.raises(UserError, match="its samples is 23, this one's is 24"):
         DatasetWriter(tmp_path / "d", header_of(samples=24))
@@ -246,6 +247,26 @@ def test_another_capture_in_the_folder_is_named_on_both_sides(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"not empty .it holds thesis.tex"):
         DatasetWriter(tmp_path / "e", header_of())
     assert sorted(contents(tmp_path / "e")) == ["thesis.tex"]
+
+
+def test_a_capture_that_came_to_nothing_makes_room_for_another(tmp_path: Path) -> None:
+    DatasetWriter(tmp_path / "d", header_of()).close()
+    other = header_of(teacher=TeacherRef(repo="org/other", revision="1"))
+    with DatasetWriter(tmp_path / "d", other) as writer:
+        assert len(writer.missing_ranges()) == len(other.ranges())
+        writer.write_shard(range(5), make_rows(range(5)))
+    assert SignalDataset.open(tmp_path / "d", incomplete=True).manifest.teacher.repo == "org/other"
+    with pytest.raises(UserError, match="another capture"):
+        DatasetWriter(tmp_path / "d", header_of())
+
+
+def test_a_shard_that_no_manifest_lists_is_not_written_over_by_another_capture(tmp_path: Path) -> None:
+    DatasetWriter(tmp_path / "d", header_of()).close()
+    before = (tmp_path / "d" / MANIFEST).read_bytes()
+    (tmp_path / "d" / "0000000000-0000000005.parquet").write_bytes(b"a shard of a capture that was killed just here")
+    with pytest.raises(UserError, match="another capture"):
+        DatasetWriter(tmp_path / "d", header_of(teacher=TeacherRef(repo="org/other", revision="1")))
+    assert (tmp_path / "d" / MANIFEST).read_bytes() == before
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:

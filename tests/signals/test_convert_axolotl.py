@@ -13,7 +13,8 @@ from limbeck.settings import Settings
 from limbeck.signals.codecs.dense import DenseSpec
 from limbeck.signals.codecs.distillkit_spec import DistillkitSpec
 from limbeck.signals.codecs.topk_spec import TopkSpec
-from limbeck.signals.convert.axolotl import AxolotlExporter, AxolotlReader
+from limbeck.signals.convert.axolotl import AxolotlReader
+from limbeck.signals.convert.axolotl_export import AxolotlExporter
 from limbeck.signals.convert.exporting import export
 from limbeck.signals.convert.importing import Identity, import_rows
 from limbeck.signals.dataset import SignalDataset, SignalRow

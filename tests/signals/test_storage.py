@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from hashlib import sha256
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 import torch
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from limbeck.errors import IntegrityError, LimbeckError, UserError
 from limbeck.signals import store_lock
@@ -336,6 +336,29 @@ def test_a_failing_store_is_one_line_and_what_was_captured_stays(monkeypatch: py
         SignalDataset.open(URL)
 
 
+def test_a_store_without_credentials_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("botocore.exceptions")
+
+    def refuse(self: Any, *args: Any, **options: Any) -> None:
+        raise exceptions.NoCredentialsError
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(UserError, match=f"{MANIFEST}: access denied .Unable to locate credentials"):
+        SignalDataset.open(URL)
+
+
+def test_a_store_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    exceptions = pytest.importorskip("botocore.exceptions")
+
+    def refuse(self: Any, *args: Any, **options: Any) -> None:
+        raise exceptions.EndpointConnectionError(endpoint_url="http://127.0.0.1:9/\n")
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", refuse)
+    with pytest.raises(LimbeckError, match=f"{MANIFEST}: the store failed .Could not connect.* run again") as failed:
+        SignalDataset.open(URL)
+    assert "\n" not in str(failed.value)
+
+
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
@@ -344,9 +367,9 @@ def test_a_failing_store_is_one_line_and_what_was_captured_stays(monkeypatch: py
         ("memory://nothing/here", "no manifest.json here"),
     ],
 )
-def test_urls_that_lead_nowhere(url: str, complaint: str) -> None:
-    if "s3" in complaint and find_spec("s3fs"):
-        pytest.skip("s3fs is installed")
+def test_urls_that_lead_nowhere(url: str, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)  # as where it is not installed
+    monkeypatch.delitem(_registry, "s3", raising=False)
     with pytest.raises(UserError, match=complaint):
         SignalDataset.open(url)
 
@@ -359,7 +382,7 @@ def test_two_workers_read_a_remote_dataset(tmp_path: Path) -> None:
 
 
 def test_on_s3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Against a server of this process; run where `s3fs` and `moto[server]` are installed."""
+    """Against a server of this process; skipped, with a message, where `s3fs` and `moto` are not installed."""
     pytest.importorskip("s3fs")
     servers = pytest.importorskip("moto.server")
     server = servers.ThreadedMotoServer(ip_address="127.0.0.1", port=0)

@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from limbeck.signals.convert.axolotl import Tokenise
+    from limbeck.signals.convert.axolotl_export import MessagesOf
     from limbeck.signals.dataset import SignalDataset
 
 signals = typer.Typer(
@@ -92,12 +93,17 @@ def convert(
     samples_per_shard: Shard = None,
     teacher: Annotated[str | None, typer.Option(help="Import: repository of the teacher.")] = None,
     revision: Annotated[str | None, typer.Option(help="Import: revision of the teacher.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="Import: the tokenizer that made the ids.")] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Import, and Axolotl's messages: the tokenizer that made the ids.")
+    ] = None,
     vocabulary: Annotated[int | None, typer.Option(min=2, help="Import: size of the teacher's distributions.")] = None,
     config: Annotated[Path | None, typer.Option(help="Import of DistillKit: settings of the compression.")] = None,
     logprobs_field: Annotated[str | None, typer.Option(help="Import of Axolotl: field of the entries.")] = None,
     tokens: Annotated[Path | None, typer.Option(help="Import of Megatron-LM: Parquet with `input_ids`.")] = None,
     entries: Annotated[int | None, typer.Option(min=1, help="Axolotl, Megatron-LM: entries a position.")] = None,
+    messages: Annotated[
+        bool, typer.Option("--messages", help="Export to Axolotl: messages, as its own reader wants them.")
+    ] = False,
     last_position: Annotated[str | None, typer.Option(help="Export to DistillKit: keep or drop.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Export to Megatron-LM: fp16, bf16 or fp32.")] = None,
     identifiers: Annotated[
@@ -105,6 +111,8 @@ def convert(
     ] = None,
 ) -> None:
     """Convert between codecs, and from and to distillkit-parquet, distillkit-arrow, axolotl and megatron."""
+    from dataclasses import replace
+
     from limbeck.errors import UserError
     from limbeck.files import read_json
     from limbeck.signals.convert.formats import OURS, ReadOptions, WriteOptions, check_format
@@ -120,6 +128,11 @@ def convert(
         dtype=_one_of("--dtype", dtype, "fp16", "bf16", "fp32"),
         identifiers=None if identifiers is None else read_json(identifiers),
     )
+    if messages and to == "axolotl" and from_ == OURS:
+        writing = replace(writing, messages_of=_messages_of(source, tokenizer))
+        tokenizer = None
+    elif messages:
+        raise UserError(f"--messages: not an option of the format {to}. Leave it out.")
     identity = {"teacher": teacher, "revision": revision, "tokenizer": tokenizer, "vocabulary": vocabulary}
     if from_ == OURS:
         _refuse_unused({**identity, **vars(reading)}, f"the source is a dataset of {OURS}'s own, which says it itself")
@@ -180,6 +193,22 @@ def _tokenise(tokenizer: Any) -> "Tokenise":
         return row.ids, row.trained
 
     return tokens_of
+
+
+def _messages_of(source: str, tokenizer: str | None) -> "MessagesOf":
+    """Return what makes messages of a row's tokens, by the tokenizer that the dataset was captured with."""
+    from limbeck.data.chat_reading import messages_of
+    from limbeck.data.encoding import TokenRow
+    from limbeck.data.tokenizer import load_tokenizer, tokenizer_digest
+    from limbeck.errors import UserError
+    from limbeck.pocket.places import resolve
+    from limbeck.signals.dataset import Expectation, SignalDataset
+
+    if tokenizer is None:
+        raise UserError("--messages: which tokenizer made the ids? Name it: --tokenizer.")
+    loaded = load_tokenizer(resolve(tokenizer))
+    SignalDataset.open(source, Expectation(tokenizer_digest=tokenizer_digest(loaded)))
+    return lambda ids, trained: messages_of(loaded, TokenRow(ids, trained))
 
 
 def _export(format: str, source: str, output: str, options: Any, codec: Path | None) -> None:

@@ -41,12 +41,14 @@ class SignalRow:
         trained: `[T]`, bool: whether token i is one that the student should learn to produce.
         signal: `[T, ...]`; position t describes token t + 1. None where it was not decoded.
         documents: `[T]`, int64, the number of the document that token i belongs to; None: all one document.
+        source: the name of the dataset that the row is from, where rows of several are trained together.
     """
 
     input_ids: Tensor
     trained: Tensor
     signal: TeacherSignal | None
     documents: Tensor | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class SignalBatch:
         epoch: of the batch.
         step: of the batch within its epoch.
         encoded: the signal where it was not decoded; it stays in the processor's memory.
+        sources: the name of the dataset that each row is from; empty where they are all from one.
     """
 
     input_ids: Tensor
@@ -85,6 +86,7 @@ class SignalBatch:
     epoch: int = 0
     step: int = 0
     encoded: EncodedSignal | None = None
+    sources: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "SignalBatch":
         """Return the batch on `device`."""
@@ -119,7 +121,8 @@ def _tokens(rows: Sequence[SignalRow], pad_id: int) -> SignalBatch:
     counted[:, :-1] = trained[:, 1:]
     if documents is not None:
         counted[:, :-1] &= documents[:, 1:] == documents[:, :-1]
-    return SignalBatch(input_ids, attention_mask, trained, targets, counted, None, documents)
+    sources = tuple(row.source for row in rows) if any(row.source for row in rows) else ()
+    return SignalBatch(input_ids, attention_mask, trained, targets, counted, None, documents, sources=sources)
 
 
 def _with_signal(batch: SignalBatch, signal_N: TeacherSignal, lengths: Sequence[int]) -> SignalBatch:

@@ -22,6 +22,9 @@ from limbeck.signals.lock import Lock
 from limbeck.signals.mapping import StoredFile, changed, mapped, missing
 from limbeck.signals.store_lock import StoreLock
 
+HUB_KINDS = ("datasets/", "spaces/", "buckets/")
+"""What the paths of `hf://` begin with, but for models."""
+
 
 @dataclass(frozen=True)
 class RemoteFolder:
@@ -153,13 +156,19 @@ class RemoteFolder:
             try:
                 put(files, f"{root}/{name}")
             except FileNotFoundError as error:  # a store that has folders, and not this one yet
-                bucket = root.split("/")[0]
+                bucket = "/".join(root.split("/")[: self._bucket_depth(root)])
                 if bucket and not files.exists(bucket):
                     raise UserError(
                         f"{self.where()}: there is no {bucket!r} there. Make it, or name another."
                     ) from error
                 files.makedirs(root, exist_ok=True)
                 put(files, f"{root}/{name}")
+
+    def _bucket_depth(self, root: str) -> int:
+        """Return how many parts of a path name what has to be there before anything can be written."""
+        if not self.location.startswith("hf://"):
+            return 1
+        return 3 if root.startswith(HUB_KINDS) else 2
 
     @contextmanager
     def _asking(self, name: str) -> Iterator[None]:
@@ -168,10 +177,22 @@ class RemoteFolder:
             yield
         except (FileNotFoundError, FileExistsError):
             raise
-        except PermissionError as error:
-            raise UserError(f"{self.where(name)}: access denied ({error}). Check the credentials.") from error
-        except OSError as error:
+        except _store_errors() as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            status = getattr(getattr(error, "response", None), "status_code", None)  # the Hub's errors have one
+            keyless = "Credentials" in type(error).__name__  # of botocore: there are none, or half of them
+            if isinstance(error, PermissionError) or status in (401, 403) or keyless:
+                raise UserError(f"{self.where(name)}: access denied ({said}). Check the credentials.") from error
             raise LimbeckError(
-                f"{self.where(name)}: the store failed ({error or type(error).__name__}). What was captured stays "
-                "usable; run again when the store answers."
+                f"{self.where(name)}: the store failed ({said}). What was captured stays usable; run again when the "
+                "store answers."
             ) from error
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """Return what stores raise: `OSError`, and for `s3://` what its client does not turn into one."""
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return (OSError,)
+    return (OSError, BotoCoreError)

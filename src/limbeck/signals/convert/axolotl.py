@@ -6,6 +6,8 @@ Which token a list is about: list i of n is about token T - n + i of T, as vLLM'
 position T - n + i - 1. Lists before the first that says something are left out. A list that is empty or null says
 nothing. As many lists as tokens are taken only if the first one says nothing, for nothing predicts the first token.
 
+Instead of objects a list may hold numbers, with the ids in `target_token_ids` beside it.
+
 `input_ids` is not Axolotl's: its own files hold messages, which its chat template turns into tokens. They are read if
 the caller says how to turn a record into tokens; nothing is guessed.
 """
@@ -19,14 +21,11 @@ import numpy as np
 import torch
 
 from limbeck.errors import LimbeckError, UserError
-from limbeck.files import publish
 from limbeck.settings import Settings
 from limbeck.signals.codecs.topk_entries import signal_of_entries
 from limbeck.signals.codecs.topk_spec import TopkSpec
-from limbeck.signals.convert.exporting import TopRows
 from limbeck.signals.convert.importing import Identity, files_digest, vocabulary_or
-from limbeck.signals.dataset import SignalDataset, SignalRow
-from limbeck.signals.types import TopkSignal
+from limbeck.signals.dataset import SignalRow
 
 FORMAT = "axolotl"
 TOKENS, LABELS, FIELD, IDS_FIELD = "input_ids", "labels", "logprobs", "target_token_ids"
@@ -172,64 +171,6 @@ class AxolotlReader:
     def _place(self, sample: int) -> str:
         file, _, number = self._lines[sample]
         return f"{file}, line {number}"
-
-
-class AxolotlExporter:
-    """Writes JSON lines, a file for each range of rows; see the module and `Exporter`.
-
-    Args:
-        dataset: what is written.
-        entries: exactly this many entries a position, as Axolotl's own reader wants it; by default those that there
-            are.
-
-    Raises:
-        UserError: the dataset doesn't say which tokens are the most probable.
-    """
-
-    format = FORMAT
-
-    def __init__(self, dataset: SignalDataset, entries: int | None = None) -> None:
-        self._top = TopRows.of(dataset, entries)
-        self._entries = entries
-        self.options: dict[str, Any] = {"entries": entries}
-
-    def name(self, samples: range) -> str:
-        """Return the name of the file that holds these rows."""
-        return f"{samples.start:010d}-{samples.stop:010d}.jsonl"
-
-    def write(self, folder: Path, samples: range) -> None:
-        """Publish the file that holds these rows."""
-        with publish(folder / self.name(samples)) as temporary, temporary.open("w", encoding="utf-8") as file:
-            for sample, (row, signal) in zip(samples, self._top.rows(samples), strict=True):
-                file.write(self._line(row, signal, sample) + "\n")
-
-    def finish(self, folder: Path, names: list[str]) -> None:
-        """Nothing stands beside the files."""
-
-    def _line(self, row: SignalRow, signal: TopkSignal, sample: int) -> str:
-        said = signal.mask[:-1].nonzero()[:, 0].tolist()  # behind the last token there is none to be about
-        first = said[0] if said else max(len(row.input_ids) - 1, 0)
-        lists = [self._list(signal, position, sample) for position in range(first, len(row.input_ids) - 1)]
-        ids = row.input_ids.tolist()
-        labels = torch.where(row.trained, row.input_ids, IGNORED).tolist()
-        return f'{{"input_ids": {json.dumps(ids)}, "labels": {json.dumps(labels)}, "logprobs": [{", ".join(lists)}]}}'
-
-    def _list(self, signal: TopkSignal, position: int, sample: int) -> str:
-        present = signal.logprobs[position] > float("-inf")
-        ids, values = signal.ids[position][present].tolist(), signal.logprobs[position][present].tolist()
-        if self._entries is not None:
-            if not ids:
-                ids, values = list(range(self._entries)), [NOTHING] * self._entries
-            if len(ids) < self._entries:
-                raise UserError(
-                    f"sample {sample}, position {position}: {len(ids)} entries, but {self._entries} of each are to be "
-                    "written. Write fewer, or capture with `select: count`."
-                )
-            ids, values = ids[: self._entries], values[: self._entries]
-        items = [
-            f'{{"token": "{PREFIX}{token}", "logprob": {value:.9g}}}' for token, value in zip(ids, values, strict=True)
-        ]
-        return f"[{', '.join(items)}]"
 
 
 def _token_id(text: Any) -> int:

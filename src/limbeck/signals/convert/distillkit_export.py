@@ -29,6 +29,7 @@ from limbeck.signals.convert.distillkit_tables import (
     Spec,
     fields_of,
 )
+from limbeck.signals.convert.dropping import left_out
 from limbeck.signals.convert.kinds import conversion_between
 from limbeck.signals.convert.tables import write_arrow, write_arrow_state, write_parquet
 from limbeck.signals.dataset import SignalDataset, SignalRow
@@ -63,6 +64,7 @@ class DistillkitExporter:
         self._unasked = last is None
         source = dataset.codec.spec
         self._convert = None if source == spec else conversion_between(source, spec, dataset.manifest.vocabulary)
+        self.left_out = left_out(source, spec, dataset.manifest.vocabulary)
 
     def name(self, samples: range) -> str:
         """Return the name of the file that holds these rows."""

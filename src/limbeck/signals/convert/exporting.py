@@ -15,7 +15,7 @@ import torch
 
 from limbeck.errors import UserError
 from limbeck.files import write_json
-from limbeck.progress import bar
+from limbeck.progress import bar, say
 from limbeck.settings import Settings
 from limbeck.signals.codecs.topk_spec import TopkSpec
 from limbeck.signals.convert.kinds import conversion_between
@@ -34,10 +34,12 @@ class Exporter(Protocol):
     Attributes:
         format: its name.
         options: how it is written, for the record.
+        left_out: what of the dataset it does not hold.
     """
 
     format: str
     options: dict[str, Any]
+    left_out: list[str]
 
     def name(self, samples: range) -> str:
         """Return the name of the file that holds these rows."""
@@ -69,6 +71,8 @@ def export(dataset: SignalDataset, output: Path | str, exporter: Exporter) -> Pa
                 exporter.write(folder, samples)
                 shown.advance(len(samples))
         exporter.finish(folder, [exporter.name(samples) for samples in ranges])
+    if exporter.left_out:
+        say(f"{folder}: {exporter.format} does not hold {'; '.join(exporter.left_out)}")
     return folder
 
 

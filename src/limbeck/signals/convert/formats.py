@@ -8,7 +8,8 @@ from limbeck.errors import UserError
 from limbeck.settings import Settings, nearest
 from limbeck.signals.codecs.distillkit_spec import DistillkitLegacySpec, DistillkitSpec
 from limbeck.signals.convert import axolotl, distillkit_tables, megatron
-from limbeck.signals.convert.axolotl import AxolotlExporter, AxolotlReader, Tokenise
+from limbeck.signals.convert.axolotl import AxolotlReader, Tokenise
+from limbeck.signals.convert.axolotl_export import AxolotlExporter, MessagesOf
 from limbeck.signals.convert.distillkit_export import DistillkitExporter, LastPosition
 from limbeck.signals.convert.distillkit_tables import DistillkitReader
 from limbeck.signals.convert.exporting import Exporter
@@ -48,6 +49,7 @@ class WriteOptions:
         spec: DistillKit: settings of the compression; by default the dataset's own, if it is in them.
         last_position: DistillKit: whether a row's last position is written.
         entries: Axolotl, Megatron-LM: entries of a position.
+        messages_of: Axolotl: says which conversation a row is, for rows of messages.
         dtype: Megatron-LM: of log-probabilities.
         identifiers: Megatron-LM: of the student's run.
     """
@@ -55,6 +57,7 @@ class WriteOptions:
     spec: Settings | None = None
     last_position: LastPosition | None = None
     entries: int | None = None
+    messages_of: MessagesOf | None = None
     dtype: Dtype | None = None
     identifiers: dict[str, Any] | None = None
 
@@ -68,7 +71,7 @@ READS: dict[str, frozenset[str]] = {
 WRITES: dict[str, frozenset[str]] = {
     distillkit_tables.PARQUET: frozenset({"spec", "last_position"}),
     distillkit_tables.ARROW: frozenset({"spec", "last_position"}),
-    axolotl.FORMAT: frozenset({"entries"}),
+    axolotl.FORMAT: frozenset({"entries", "messages_of"}),
     megatron.FORMAT: frozenset({"entries", "dtype", "identifiers"}),
 }
 
@@ -100,7 +103,7 @@ def make_exporter(format: str, dataset: SignalDataset, options: WriteOptions) ->
     """
     _check(format, options, WRITES)
     if format == axolotl.FORMAT:
-        return AxolotlExporter(dataset, options.entries)
+        return AxolotlExporter(dataset, options.entries, options.messages_of)
     if format == megatron.FORMAT:
         return MegatronExporter(dataset, options.entries, options.dtype or "fp16", options.identifiers)
     spec = options.spec or dataset.codec.spec
@@ -127,4 +130,5 @@ def _check(format: str, options: object, takes: dict[str, frozenset[str]]) -> No
     check_format(format)
     for name, value in vars(options).items():
         if value is not None and name != "tokenise" and name not in takes.get(format, ()):
-            raise UserError(f"--{name.replace('_', '-')}: not an option of the format {format}. Leave it out.")
+            option = name.removesuffix("_of").replace("_", "-")
+            raise UserError(f"--{option}: not an option of the format {format}. Leave it out.")

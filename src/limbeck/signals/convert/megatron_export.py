@@ -22,6 +22,7 @@ from torch import Tensor
 
 from limbeck.errors import UserError
 from limbeck.files import publish
+from limbeck.signals.convert.dropping import left_out_as_entries
 from limbeck.signals.convert.exporting import TopRows
 from limbeck.signals.convert.megatron import (
     ABSENT,
@@ -83,6 +84,7 @@ class MegatronExporter:
         self._dtype = DTYPES[dtype]
         self._dataset = dataset
         named = None if identifiers is None else {name: identifiers[name] for name in IDENTIFIERS}
+        self.left_out = left_out_as_entries(dataset, self._entries)
         self.options: dict[str, Any] = {"entries": self._entries, "dtype": dtype, "identifiers": named}
 
     def name(self, samples: range) -> str:

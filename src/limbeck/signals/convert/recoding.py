@@ -10,10 +10,11 @@ from typing import Any
 
 import limbeck
 from limbeck.errors import LimbeckError, UserError
-from limbeck.progress import bar
+from limbeck.progress import bar, say
 from limbeck.settings import Settings
 from limbeck.signals.codecs.hidden_head import HiddenSpec
 from limbeck.signals.codecs.registry import parse_spec
+from limbeck.signals.convert.dropping import left_out
 from limbeck.signals.convert.kinds import conversion_between
 from limbeck.signals.dataset import SignalDataset
 from limbeck.signals.encoded_rows import copy_beside
@@ -93,4 +94,7 @@ def recode(
                     writer.write_shard(samples, rows)
                 except LimbeckError as error:
                     raise type(error)(f"{writer.storage.where()}, samples from {samples.start}: {error}") from error
-        return writer.finish()
+        finished = writer.finish()
+    if dropped := left_out(dataset.codec.spec, spec, manifest.vocabulary):
+        say(f"{output}: codec {finished.codec['codec']} does not hold {'; '.join(dropped)}")
+    return finished
