@@ -12,6 +12,7 @@ BENCHMARKS = {
     "codecs": "benchmarks.codecs",
     "sampled": "benchmarks.sampled",
     "store": "benchmarks.dataset",
+    "columns": "benchmarks.columns",
     "distillkit": "benchmarks.distillkit",
     "served": "benchmarks.served",
     "packed": "benchmarks.packed",

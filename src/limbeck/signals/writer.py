@@ -7,9 +7,10 @@ Several processes can work for one capture: one of them holds the writer and han
 `publish_shard`, and the writer lists what they published by `adopt`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -175,13 +176,15 @@ class DatasetWriter:
             save_manifest(self.storage, Manifest(**self.header.model_dump()))
             return {}
         there = load_manifest(self.storage)
-        for name in ManifestHeader.model_fields:
-            theirs, ours = getattr(there, name), getattr(self.header, name)
-            if theirs != ours:
-                raise UserError(
-                    f"{self.storage.where()}: holds another capture: its {name} is {theirs}, this one's is {ours}. "
-                    "Choose another output folder."
-                )
+        theirs = there.model_dump(mode="json", include=set(ManifestHeader.model_fields))
+        if differences := list(_differences(theirs, self.header.model_dump(mode="json"))):
+            if set(names) <= {MANIFEST, LOCK}:  # of a capture that came to nothing
+                save_manifest(self.storage, Manifest(**self.header.model_dump()))
+                return {}
+            raise UserError(
+                f"{self.storage.where()}: holds another capture: {'; '.join(differences[:4])}. "
+                "Choose another output folder."
+            )
         self._files = there.files
         return {record.start: record for record in there.shards if self._is_there(record)}
 
@@ -198,6 +201,17 @@ class DatasetWriter:
 
     def _save(self, *, complete: bool) -> None:
         save_manifest(self.storage, self._manifest(complete=complete))
+
+
+def _differences(theirs: Any, ours: Any, name: str = "its") -> Iterator[str]:
+    """Yield in words in which values two headers differ."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        for key in sorted(theirs.keys() | ours.keys()):
+            yield from _differences(
+                theirs.get(key), ours.get(key), f"{name} {key}" if name == "its" else f"{name}.{key}"
+            )
+    elif theirs != ours:
+        yield f"{name} is {theirs}, this one's is {ours}"
 
 
 def publish_shard(

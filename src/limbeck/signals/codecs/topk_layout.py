@@ -17,8 +17,11 @@ GROUP = 32  # positions that share one byte-aligned run of bits
 COUNT_ORDER, BASE_ORDER, TAIL_ORDER, RATIO_ORDER = 4, 4, 11, 8  # of the Exp-Golomb code for a field's least number
 MODE_BITS, GOLOMB_MODES = 5, 14  # modes below 14: Exp-Golomb of that order; mode 14 + w: w bits each
 CODE_BITS = 6  # which prefix code
+TAIL_REACH = 0.499  # of a code: how far from it a reader moves a tail, which is then given the same code again
 TAIL_CODES, TAIL_CENTRE, TAIL_STEPS = 8192, 4096, 64  # log2(tail / head) = (code - centre) / steps; code 0: no tail
 RATIO_TOP = 1023
+MARGIN = 2.0**-18  # relative to a probability, but no more than an eighth of its level
+TOP_MARGIN = 2.0**-40  # below 1, where a float32 logarithm is exact to a share of what is left
 LEAST_SHARE = 2.0**-40  # of a level that starts at 0: what is kept has a logarithm, however small it is
 
 
@@ -35,6 +38,11 @@ class Layout:
         low: float64 `[L]`, the least probability of each level.
         high: float64 `[L]`, the greatest.
         centre: float64 `[L]`, the mean of a level under a density that falls with the square of the probability.
+        floor: float64 `[L]`, the least probability that a reader makes of a level: within it by `MARGIN`, so that it
+            is put into the same level again, float32 or not.
+        ceiling: float64 `[L]`, the greatest.
+        rules: float64 `[L, 4]`, of each level its centre c, d^2 with its width d, and the least and the greatest x for
+            which c + x d^2 lies between floor and ceiling.
         ratios: the temperatures other than 1.
     """
 
@@ -46,6 +54,9 @@ class Layout:
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     centre: NDArray[np.float64]
+    floor: NDArray[np.float64]
+    ceiling: NDArray[np.float64]
+    rules: NDArray[np.float64]
     ratios: tuple[float, ...]
 
 
@@ -56,7 +67,7 @@ class TailTable:
     Attributes:
         log: logarithm of the tail's mass.
         mass: the tail's mass.
-        least: the least mass that rounds to this code.
+        least: the least mass that a reader makes of a code; it rounds to the same one.
         most: the greatest.
     """
 
@@ -77,6 +88,12 @@ def layout_of(spec: TopkSpec, vocabulary: int) -> Layout:
     inner = np.where(low > 0, low, high / 4)
     centre = np.log(high / inner) / (1 / inner - 1 / high)
     centre = np.clip(np.where(np.isfinite(centre), centre, low), low, high)
+    narrow, certain = (high - low) / 8, (1 - spec.origin) / spec.width  # the level of p = 1
+    floor = np.where(low > 0, low + np.minimum(low * MARGIN, narrow), high * LEAST_SHARE)
+    below = np.where(high < 1, np.minimum(high * MARGIN, narrow), TOP_MARGIN)
+    ceiling = high - np.where(np.arange(levels) + 1 <= certain, below, 0.0)
+    give = (high - low) ** 2
+    least = np.where(low < 1, (floor - centre) / give, np.inf)  # where p = 1 no x leaves anything to a tail
     return Layout(
         vocabulary=vocabulary,
         cap=cap,
@@ -86,6 +103,9 @@ def layout_of(spec: TopkSpec, vocabulary: int) -> Layout:
         low=low.copy(),
         high=high,
         centre=centre,
+        floor=floor,
+        ceiling=ceiling,
+        rules=np.stack([centre, give, least, (ceiling - centre) / give], -1),
         ratios=tuple(temperature for temperature in spec.temperatures if temperature != 1.0),
     )
 
@@ -120,4 +140,4 @@ def tail_table() -> TailTable:
         odds = (np.arange(TAIL_CODES) + offset - TAIL_CENTRE) / TAIL_STEPS * math.log(2)
         return np.where(np.arange(TAIL_CODES) > 0, -np.logaddexp(0, -odds), -np.inf)
 
-    return TailTable(log_mass(0), np.exp(log_mass(0)), np.exp(log_mass(-0.5)), np.exp(log_mass(0.5)))
+    return TailTable(log_mass(0), np.exp(log_mass(0)), np.exp(log_mass(-TAIL_REACH)), np.exp(log_mass(TAIL_REACH)))

@@ -23,6 +23,8 @@ SCALES = (2, 3, 4, 6, 9, 14, 24, 48, 100)  # 2 * b
 SHAPES = (1, 2, 3, 4, 6, 10, 20)  # 2 * a
 PRECISION = 40
 LEAST_WEIGHT = 14  # a symbol weighs at least 2 ** -14 of all
+SPELT = 256  # levels below are in a table, whole
+SPELT_BITS = 5
 
 
 @dataclass(frozen=True)
@@ -31,17 +33,22 @@ class PrefixCodes:
 
     Attributes:
         lengths: int64 `[64, 60]`, bits of each symbol's codeword.
+        by_symbol: int32 `[60, 64]`, the same the other way round.
         words: int64 `[64, 60]`, the codewords (canonical: by length, then by symbol).
         table: uint16 `[64, 4096]`, for the next 12 bits of a stream: symbol * 16 + length.
         raw_bits: int64 `[60]`, how many raw bits follow a symbol.
         first_level: int64 `[60]`, the lowest level of a symbol.
+        spelt: uint32 `[64, 256]`, of each level below 256 its codeword and its raw bits, and in the lowest five bits
+            how many these are.
     """
 
     lengths: NDArray[np.int64]
+    by_symbol: NDArray[np.int32]
     words: NDArray[np.int64]
     table: NDArray[np.uint16]
     raw_bits: NDArray[np.int64]
     first_level: NDArray[np.int64]
+    spelt: NDArray[np.uint32]
 
 
 @lru_cache(maxsize=1)
@@ -59,7 +66,12 @@ def prefix_codes() -> PrefixCodes:
             start = int(words[code, symbol]) << free
             table[code, start : start + (1 << free)] = symbol * 16 + length
     raw_bits = np.array([0 if symbol < 8 else (symbol - 8) // 4 + 1 for symbol in range(SYMBOLS)], dtype=np.int64)
-    return PrefixCodes(lengths, words, table, raw_bits, np.array(first_level[:SYMBOLS], dtype=np.int64))
+    starts = np.array(first_level[:SYMBOLS], dtype=np.int64)
+    symbols = np.searchsorted(starts, np.arange(SPELT), side="right") - 1
+    more = raw_bits[symbols]
+    spelt = (words[:, symbols] << more | np.arange(SPELT) - starts[symbols]) << SPELT_BITS | lengths[:, symbols] + more
+    by_symbol = np.ascontiguousarray(lengths.T.astype(np.int32))
+    return PrefixCodes(lengths, by_symbol, words, table, raw_bits, starts, spelt.astype(np.uint32))
 
 
 def symbol_start(symbol: int) -> int:

@@ -24,6 +24,7 @@ from limbeck.signals.types import TopkSignal
 
 MASS_TOLERANCE = 1e-2
 LOGPROB_TOLERANCE = 1e-3
+NOISE = 2.0**-22  # of a normaliser: less than this can't be told from the rounding of a float32
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -103,6 +104,7 @@ def _ratio_codes(
         known = signal.log_normalisers[:, signal.temperatures.index(temperature)].detach().cpu().double().numpy()
         span, base = spans[:, index], log_tail / temperature
         tail_at = np.exp(known) - np.exp(kept_NK / temperature).sum(1)
+        tail_at = np.where(tail_at <= NOISE * np.exp(known), 0.0, tail_at)
         usable = (tails > 0) & (span != 0) & np.isfinite(tail_at)
         least = np.exp(base + np.minimum(span, 0.0))
         share = (np.log(np.maximum(np.where(usable, tail_at, 1.0), least)) - base) / np.where(usable, span, 1.0)

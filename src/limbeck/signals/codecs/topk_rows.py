@@ -10,6 +10,8 @@ A varint holds seven bits a byte, the lowest first; the top bit says that anothe
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from limbeck.signals.codecs.columns import Column, Integers, offsets_of
 from limbeck.signals.codecs.topk_layout import GROUP
 
 GROUPS_A_THREAD = 32
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def groups_of(lengths: Sequence[int]) -> Groups:
     return Groups(offsets_of(sizes), np.array(rows, dtype=np.int64))
 
 
-def join_rows(encoded: Sequence[bytes], groups: Groups, counts_N: Integers) -> Column:
+def join_rows(encoded: Sequence[bytes | memoryview], groups: Groups, counts_N: Integers) -> Column:
     """Return the column of rows whose groups are `encoded` and whose positions have `counts_N` entries."""
     strings = []
     for first, last in zip(groups.rows[:-1].tolist(), groups.rows[1:].tolist(), strict=True):
@@ -100,14 +104,18 @@ def check_widths(counts_N: Integers, widths_R: Integers, groups: Groups) -> None
             )
 
 
-def in_threads(work: Callable[[int, int], int], groups: int) -> list[int]:
-    """Call `work(first, last)` on ranges that make up all groups, in torch's number of threads; return its answers."""
+def in_threads(work: Callable[[int, int], T], groups: int) -> list[T]:
+    """Call `work(first, last)` on ranges that make up all groups, in torch's number of threads; return its answers.
+
+    The calling thread is one of them.
+    """
     threads = max(1, min(torch.get_num_threads(), groups // GROUPS_A_THREAD))
     edges = [groups * part // threads for part in range(threads + 1)]
     if threads == 1:
         return [work(0, groups)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, edges[:-1], edges[1:]))
+    with ThreadPoolExecutor(threads - 1) as pool:
+        others = [pool.submit(work, *pair) for pair in pairwise(edges[1:])]
+        return [work(0, edges[1]), *(other.result() for other in others)]
 
 
 def _varint(number: int) -> bytes:

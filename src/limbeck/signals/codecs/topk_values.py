@@ -3,7 +3,7 @@
 A level is an interval of probability. Its entries are put at the interval's centre `c`, and what the centres' sum lacks
 of the known mass H of all entries is shared out within the intervals:
 
-    p = clip(c + x * d ** 2, low, high)        with x such that the sum of all p is H
+    p = clip(c + x * d ** 2, floor, ceiling)        with x such that the sum of all p is H
 
 where d is the width of the entry's level: the conditional mean of independent rounding errors given their sum. The
 order of levels is kept, and no probability leaves its level for the sake of the others.
@@ -78,20 +78,18 @@ def level_values(
         layout: the shared tables.
     """
     table, sizes = tail_table(), np.asarray(sizes)
-    low, high, centre = layout.low[levels], layout.high[levels], layout.centre[levels]
+    floor, ceiling, centre, give = layout.floor[levels], layout.ceiling[levels], *layout.rules[levels, :2].T
     if sizes.sum() == 1 and levels[0] == 0:
-        low = np.zeros(1)
+        floor = layout.high[levels] * LEAST_SHARE
     tail = float(table.mass[tail_code])
     if tail_code:
-        within = min(max(tail, 1 - float(sizes @ high)), 1 - float(sizes @ low))
+        within = min(max(tail, 1 - float(sizes @ ceiling)), 1 - float(sizes @ floor))
         tail = min(max(within, float(table.least[tail_code])), float(table.most[tail_code]))
     mass = max(1 - tail, LEAST_HEAD)
-    give = (high - low) ** 2
-    floor = np.where(low > 0, low, high * LEAST_SHARE)
-    x, bottom, top = 0.0, min(0.0, float(((floor - centre) / give).min())), float(((high - centre) / give).max())
+    x, bottom, top = 0.0, min(0.0, float(((floor - centre) / give).min())), float(((ceiling - centre) / give).max())
     values = centre
     for _ in range(ROUNDS):
-        values = np.clip(centre + x * give, floor, high)
+        values = np.clip(centre + x * give, floor, ceiling)
         missing = mass - float(sizes @ values)
         if abs(missing) <= CLOSE:
             break
@@ -99,7 +97,7 @@ def level_values(
             bottom = x
         else:
             top = x
-        free = (values > floor) & (values < high)
+        free = (values > floor) & (values < ceiling)
         slope = float((sizes * give)[free].sum())
         x = x + missing / slope if slope > 0 else bottom
         if not bottom < x < top:
