@@ -19,7 +19,7 @@ from limbeck.settings import nearest
 
 LossFunction = Callable[..., Tensor]
 Range = tuple[float, float]  # both ends excluded
-Over = Literal["teacher", "target", "states"]
+Over = Literal["teacher", "target", "states", "ranks", "relations"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Loss:
         derivative: `(outcomes, **parameters) -> [n, M]`, of each contribution by `log_q` of its outcome; None: the
             contributions are differentiated.
         over: what it sees: the outcomes that the teacher tells of; the one token that the text goes on with; or no
-            outcomes, but the final hidden states of both, as `(student_ND, teacher_ND) -> [N, M]`.
+            outcomes, but the final hidden states of both, as `(student_ND, teacher_ND) -> [N, M]`. `ranks` is as
+            `teacher`, but the teacher's outcomes may be those of another vocabulary: only their order is looked at.
+            `relations`: what positions attend with inside a block; not the executor's, but `alignment`'s.
         scales_with_temperature: multiply by T squared, so that gradients keep their size (Hinton et al.).
         slope: `(**parameters) -> c`, the growth of a contribution with q where q is far above p. `c * (q - p)` sums to
             0 over the vocabulary, so a `sampled` teacher may leave it out, and what is left has a small variance.

@@ -11,7 +11,8 @@ of `k1` is taken as `d * grad log q(token)`, the score-function estimate: unbias
 `k2`'s own. `k3`'s own gradient, `(1 - exp(-d)) * grad log q(token)`, is unbiased for the *forward* KL's instead.
 
 All of this holds on text that the student wrote, at the temperature at which it wrote it; on other text the three say
-how far apart the models are on that text's tokens, and no more.
+how far apart the models are on that text's tokens, and no more. They are losses of single positions: that a token leads
+to better or worse ones after it is not credited to it.
 """
 
 from torch import Tensor
