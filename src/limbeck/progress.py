@@ -31,7 +31,7 @@ class Bar:
 
 
 @contextmanager
-def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
+def bar(title: str, total: int, done: int = 0, *, visible: bool = True) -> Iterator[Bar]:
     """Show a progress bar for `total` units, `done` of them finished already, while the block runs."""
     columns = (
         TextColumn("{task.description:<34}"),
@@ -41,7 +41,7 @@ def bar(title: str, total: int, done: int = 0) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", style="dim"),
     )
-    with Progress(*columns, console=console, refresh_per_second=4) as progress:
+    with Progress(*columns, console=console, refresh_per_second=4, disable=not visible) as progress:
         yield Bar(progress, progress.add_task(title, total=total, completed=done, note=""))
 
 

@@ -58,7 +58,9 @@ def validate_settings(data: dict[str, Any], model: type[Model], source: str) -> 
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{source}: {_explain(error.errors()[0], model)}") from error
+        errors = error.errors()  # a key that is misspelt is unknown, and what it should have been is missing
+        first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+        raise UserError(f"{source}: {_explain(first, model)}") from error
 
 
 def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -87,10 +89,20 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:
-    path = ".".join(str(part) for part in error["loc"])
+    path = ".".join(_keys_of(model, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"unknown key {path!r}.{nearest(str(error['loc'][-1]), _keys_at(model, error['loc'][:-1]))}"
     return f"{path or 'value'}: {error['msg'].lower()} (got {error.get('input')!r})."
+
+
+def _keys_of(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """Return a location as it stands in the file: without the tags by which a union tells its members apart."""
+    last = len(location) - 1
+    kept = []
+    for index, part in enumerate(location):
+        if isinstance(part, int) or index == last or part in _keys_at(model, location[:index]):
+            kept.append(str(part))
+    return kept
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -69,6 +69,8 @@ def formula(name: str, log_p: Tensor, log_q: Tensor, **parameters: float) -> Ten
             return q * (q / (alpha * q + (1 - alpha) * p)).log()
         case "tvd":
             return (p - q).abs() / 2
+        case "uld":
+            return (p.sort(-1).values - q.sort(-1).values).abs()
         case "entropy_aware_kl":
             entropy = -(p * log_p).sum(-1, keepdim=True)
             gate = torch.sigmoid((entropy - parameters.get("threshold", 1.5)) / parameters.get("width", 0.5))
@@ -78,7 +80,7 @@ def formula(name: str, log_p: Tensor, log_q: Tensor, **parameters: float) -> Ten
 
 DIVERGENCES = ("kl", "reverse_kl", "jsd", "skew_kl", "skew_reverse_kl", "tvd", "entropy_aware_kl")
 SLOPES = {"jsd": 0.5 * math.log(2), "skew_reverse_kl": math.log(10), "tvd": 0.5}  # at the default parameters
-UNSCALED = ("tvd", "cross_entropy", "hinge", "adaptive_hinge", "logistic_ranking", "k1", "k2", "k3")
+UNSCALED = ("tvd", "uld", "cross_entropy", "hinge", "adaptive_hinge", "logistic_ranking", "k1", "k2", "k3")
 
 
 def plain_values(

@@ -1,11 +1,15 @@
 """The executor against one plain float64 graph: value and gradient, for every loss, signal and temperature."""
 
+import shutil
+
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import utils as compiled
 
 from limbeck.distill.executor import Positions, Term, token_values, total_loss
 from limbeck.distill.losses import all_losses, get_loss
+from limbeck.distill.mixture import MixedHead
 from limbeck.distill.walk import Chunk, walk
 from limbeck.errors import LimbeckError, UserError
 from limbeck.signals.types import DenseSignal, HiddenSignal, OutputHead, TeacherSignal, TokenSignal, kind_of
@@ -37,7 +41,7 @@ def cases() -> list[tuple[str, str | None, float, str | None]]:
     """Every registered loss on every signal that it is defined on, at all temperatures, with every handling."""
     found: list[tuple[str, str | None, float, str | None]] = []
     for loss in all_losses():
-        if loss.over == "states":
+        if loss.over in ("states", "relations"):
             continue
         for kind in loss.signals or (None,):
             handlings = ("tail", "uniform", "zero") if kind == "topk" else (None,)
@@ -287,7 +291,7 @@ def test_states_of_other_widths_are_refused() -> None:
 def test_a_loss_that_a_signal_cannot_feed_is_refused(kind: str) -> None:
     assert kind_of(SIGNALS[kind]) == kind
     for loss in all_losses():
-        if loss.signals and kind not in loss.signals:
+        if loss.over != "relations" and loss.signals and kind not in loss.signals:
             with pytest.raises(UserError, match=f"{loss.name!r} is not defined on a {kind!r} signal"):
                 total_loss(Positions(HIDDEN, TARGETS, SIGNALS[kind]), OutputHead(WEIGHT), [Term.of(loss)], N)
 
@@ -295,3 +299,60 @@ def test_a_loss_that_a_signal_cannot_feed_is_refused(kind: str) -> None:
 def test_a_loss_without_its_teacher_is_refused() -> None:
     with pytest.raises(UserError, match="'kl' compares with a teacher"):
         token_values(Positions(HIDDEN, TARGETS), OutputHead(WEIGHT), [Term.of(get_loss("kl"))])
+
+
+@pytest.mark.slow
+def test_a_compiled_body_gives_the_same_gradient() -> None:
+    """Compiled once for blocks of any length; bias, soft-cap, weights and two temperatures at once."""
+    if not any(map(shutil.which, ("g++", "clang++"))):
+        pytest.skip("no C++ compiler is installed")
+    torch.compiler.reset()
+    compiled.counters.clear()
+    weights = torch.rand(N, generator=torch.Generator().manual_seed(8))
+    terms = [Term.of(get_loss("jsd"), 0.4), Term.of(get_loss("kl"), 0.3, 2.0), Term.of(get_loss("cross_entropy"), 0.3)]
+    found = []
+    for switch in (True, False):
+        hidden, weight, bias = leaves(torch.float32)
+        positions = Positions(hidden, TARGETS, TEACHER, weights)
+        loss, parts = total_loss(positions, OutputHead(weight, bias, 5.0), terms, N, compiled=switch)
+        loss.backward()
+        found.append([loss.detach(), *parts.values(), hidden.grad, weight.grad, bias.grad])
+    assert compiled.counters["stats"]["unique_graphs"] == 1
+    for with_it, without in zip(*found, strict=True):
+        assert with_it is not None and without is not None
+        assert_close(with_it, without.double())
+
+
+def test_without_a_compiler_losses_run_as_they_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("limbeck.distill.compiled.shutil.which", lambda name: None)
+    monkeypatch.setattr("limbeck.distill.compiled._told", set())
+    terms = [Term.of(get_loss("kl"))]
+    positions = Positions(leaves(torch.float32)[0], TARGETS, TEACHER)
+    losses = [total_loss(positions, OutputHead(WEIGHT), terms, N, compiled=switch)[0] for switch in (True, True, False)]
+    assert losses[0] == losses[1] == losses[2]
+    assert capsys.readouterr().err.count("compile: no C++ compiler") == 1
+
+
+def test_teachers_in_process_are_mixed_exactly() -> None:
+    """Two teachers of different widths, in shares that change from position to position; the temperature comes last."""
+    other = OutputHead(random(V, 8, seed=11), random(V, seed=12), 4.0)
+    states = random(N, 8, seed=13)
+    ways = torch.tensor([[0.25, 0.75], [1.0, 0.0]])
+    numbers = torch.arange(N) % 2
+    head = MixedHead.of((TEACHER.head, other), ways)
+    signal = HiddenSignal(torch.cat([TEACHER.hidden, states, numbers[:, None].float()], -1), head, TEACHER.mask)
+    shares = ways[numbers].double()[:, :, None]
+    both = torch.stack([torch.softmax(TEACHER_LOGITS, -1), torch.softmax(logits_of(states, other), -1)], 1)
+    mixed = DenseSignal((shares * both).sum(1).log(), TEACHER.mask)
+    for name, temperature in (("kl", 1.0), ("jsd", 2.0), ("reverse_kl", 4.0)):
+        hidden, weight, _ = leaves(torch.float32)
+        term = [Term.of(get_loss(name), temperature=temperature)]
+        total_loss(Positions(hidden, TARGETS, signal), OutputHead(weight), term, N)[0].backward()
+        plain_hidden, plain_weight, _ = leaves(torch.float64)
+        logits = logits_of(plain_hidden, OutputHead(plain_weight))
+        (plain_values(name, logits, TARGETS, mixed, temperature, None).sum() / N).backward()
+        for found, expected in ((hidden, plain_hidden), (weight, plain_weight)):
+            assert found.grad is not None and expected.grad is not None
+            assert_close(found.grad, expected.grad)

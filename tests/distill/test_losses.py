@@ -16,7 +16,7 @@ from limbeck.distill.losses.outcomes import Scratch
 from limbeck.distill.teacher import Listing
 from limbeck.errors import UserError
 from limbeck.signals.types import DenseSignal, OutputHead, SampledSignal, TeacherSignal, TokenSignal, TopkSignal
-from tests.distill.plain import DIVERGENCES, TEMPERATURES, plain_values, sampled_signal, topk_signal
+from tests.distill.plain import DIVERGENCES, TEMPERATURES, formula, plain_values, sampled_signal, topk_signal
 
 N, V, K = 23, 101, 9
 EVERYWHERE = torch.ones(N, dtype=torch.bool)
@@ -88,7 +88,7 @@ def test_a_copy_has_no_divergence_and_no_gradient(name: str) -> None:
     seed=st.integers(0, 2**32),
     scale=st.sampled_from([0.0, 1.0, 30.0, 300.0, 3000.0]),
     temperature=st.sampled_from(TEMPERATURES),
-    missing=st.sampled_from(["tail", "uniform", "zero"]),
+    missing=st.sampled_from(["tail", "bounded", "uniform", "zero"]),
 )
 def test_every_value_and_gradient_is_finite(seed: int, scale: float, temperature: float, missing: str) -> None:
     """Where listed mass rounds to 1, a teacher returned fewer tokens than K or none, or gives tokens no mass at all."""
@@ -103,7 +103,7 @@ def test_every_value_and_gradient_is_finite(seed: int, scale: float, temperature
     signals = (dense(teacher), sparse, sampled_signal(teacher, 5, seed=1), TokenSignal(student[:, 0] - 1e4, EVERYWHERE))
     for kind, signal in zip(("dense", "topk", "sampled", "token"), signals, strict=True):
         for each in all_losses():
-            if not each.signals or kind in each.signals:
+            if each.over != "relations" and (not each.signals or kind in each.signals):
                 term = Term.of(each, temperature=1.0 if kind in ("sampled", "token") else temperature, missing=missing)
                 assert value(term, student, signal).isfinite().all(), (each.name, kind)
                 assert gradient(term, student, signal).isfinite().all(), (each.name, kind)
@@ -140,6 +140,84 @@ def test_sparse_gradients_follow_the_dense_ones_at_every_temperature(
     block_gradient(exact, Known(targets, scores=teacher), [term], Scratch())
     block_gradient(found, Known(targets, listing=Listing.of(topk_signal(teacher, 128), v)), [term], Scratch())
     assert torch.nn.functional.cosine_similarity(exact.flatten(), found.flatten(), dim=0) >= least
+
+
+def completed(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
+    """Of all distributions with the list's probabilities, the tail's mass, and no more in a tail token than the least
+    listed one has, the nearest to the student: by bisection, over the whole vocabulary."""
+    p, q = torch.softmax(teacher / temperature, -1), torch.softmax(student.double() / temperature, -1)
+    ids = teacher.topk(K).indices
+    rest = torch.ones_like(p, dtype=torch.bool).scatter(-1, ids, False)
+    mass, most = (p * rest).sum(-1, keepdim=True), p.gather(-1, ids[:, -1:])
+    low, high = torch.zeros_like(mass), torch.full_like(mass, 1e30)
+    for _ in range(400):
+        middle = (low * high).sqrt() if bool(low.all()) else (low + high) / 2
+        above = (torch.minimum(middle * q, most) * rest).sum(-1, keepdim=True) > mass
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return torch.where(rest, torch.minimum(low * q, most), p)
+
+
+@pytest.mark.parametrize("name", BUCKETED)
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_a_bounded_tail_is_the_nearest_that_the_list_allows(name: str, temperature: float, scale: float) -> None:
+    """Value and gradient, held to the plain formula over the nearest completion; and the order of the three bounds."""
+    teacher, student = logits(5), logits(6, scale)
+    signal, term = topk_signal(teacher, K, torch.float64), of(name, temperature, "bounded")
+    plain = student.clone().requires_grad_()
+    log_p = completed(teacher, student, temperature).clamp(min=1e-300).log()
+    contributions = formula(name, log_p, torch.log_softmax(plain / temperature, -1))
+    expected = term.factor * contributions.sum(-1)
+    expected.sum().backward()
+    assert plain.grad is not None
+    found = value(term, student, signal)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(gradient(term, student, signal), plain.grad, rtol=1e-6, atol=1e-9)
+    bucket, whole = value(of(name, temperature, "tail"), student, signal), value(
+        of(name, temperature), student, DenseSignal(torch.log_softmax(teacher, -1), EVERYWHERE)
+    )  # fmt: skip
+    assert (bucket <= found + 1e-9).all() and (found <= whole + 1e-9).all()
+    assert scale == 1.0 or (found > bucket + 1e-3).any()
+
+
+def test_a_bounded_tail_sees_what_a_bucket_does_not() -> None:
+    """A student that knows nothing of its teacher: its mass is on tokens that the list excludes."""
+    v = 5_000
+    ranks = torch.arange(1, v + 1, dtype=torch.float64).log()
+    orders = [torch.stack([torch.randperm(v) for _ in range(N)]) for _ in range(2)]
+    teacher, student = ((-2.0 * ranks)[order] for order in orders)
+    exact, bucket, bounded = (
+        gradient(of("kl", 2.0, missing), student, topk_signal(teacher, k, torch.float64))
+        for k, missing in ((v, "tail"), (64, "tail"), (64, "bounded"))
+    )
+    cosine = torch.nn.functional.cosine_similarity
+    assert cosine(exact.flatten(), bounded.flatten(), dim=0) > 0.99 > cosine(exact.flatten(), bucket.flatten(), dim=0)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 4.0])
+def test_both_ways_to_see_a_tail_in_one_pass(soft_cap: float | None) -> None:
+    teacher, student = logits(5), logits(6).float()
+    signal, head = topk_signal(teacher, K), OutputHead(torch.eye(V), None, soft_cap)
+    terms = [of("kl", 2.0, "tail"), of("jsd", 2.0, "bounded"), of("cross_entropy"), of("hinge", 2.0, "bounded")]
+    gradients = []
+    for group in (terms, *([term] for term in terms)):
+        leaf = student.clone().requires_grad_()
+        total_loss(Positions(leaf, TARGETS, signal), head, group, 1.0)[0].backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(gradients[0], torch.stack(gradients[1:]).sum(0), rtol=1e-4, atol=1e-6)
+
+
+def test_a_uniform_tail_is_completed_however_long_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every token of the tail is at the bound, only the most overrated become outcomes of their own."""
+    monkeypatch.setattr("limbeck.distill.bounded.MOST", 20)
+    teacher, student = torch.zeros(N, V), logits(6).float()
+    signal = topk_signal(teacher, K)
+    for measure in (value, gradient):
+        assert measure(of("kl", 1.0, "bounded"), student, signal).isfinite().all()
+    found, whole = (value(of("kl", 1.0, way), student, s) for way, s in (("bounded", signal), (None, dense(teacher))))
+    bucket = value(of("kl", 1.0, "tail"), student, signal)
+    assert (bucket < found).all() and (found <= whole + 1e-5).all()
 
 
 def test_the_default_is_the_tail_where_the_signal_has_it() -> None:
@@ -276,7 +354,7 @@ def test_an_impossible_temperature_is_refused(temperature: float) -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UserError, match="Did you mean 'reverse_kl'"):
         get_loss("revers_kl")
-    with pytest.raises(UserError, match="missing_probability_handling: 'none' is none of tail, uniform, zero"):
+    with pytest.raises(UserError, match="missing_probability_handling: 'none' is none of tail, bounded, uniform, zero"):
         Term.of(get_loss("kl"), missing="none")
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.distill.optimizers.muon import MuonAdamW, orthogonalised, split_by_role
+from limbeck.distill.optimizers.muon import MuonAdamW, orthogonalised
+from limbeck.distill.optimizers.roles import describe, split_by_role
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (16, 64), (64, 16)])
@@ -36,6 +37,38 @@ def test_the_split_is_by_role() -> None:
     assert [id(p) for p in muon["params"]] == [id(model.layer.weight)]
     assert len(adamw["params"]) == 5
     assert adamw["weight_decay"] == 0.0
+
+
+class Everything(nn.Module):
+    """Parts whose shapes say nothing of their role."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.convolution = nn.Conv1d(8, 8, 3)
+        self.experts = nn.Module()
+        self.experts.up = nn.Parameter(torch.zeros(4, 8, 16))
+        self.projection = nn.Linear(8, 8)
+        self.alignment = nn.Linear(8, 8, bias=False)
+        self.classifier = nn.Linear(8, 11, bias=False)
+        self.frozen = nn.Linear(8, 8)
+        self.frozen.requires_grad_(False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.classifier
+
+
+def test_the_role_is_told_by_the_model_and_not_by_the_shape() -> None:
+    model = Everything()
+    groups = split_by_role(model, weight_decay=0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    muon, adamw = ({names[id(parameter)] for parameter in group["params"]} for group in groups)
+    assert muon == {"experts.up", "projection.weight"}
+    assert adamw == {
+        "embed.weight", "convolution.weight", "convolution.bias", "projection.bias", "alignment.weight",
+        "classifier.weight",
+    }  # fmt: skip
+    assert describe(groups).startswith("Muon: 2 tensors, 576 parameters (hidden matrices); AdamW: 6 tensors")
 
 
 def test_a_vector_is_refused() -> None:
@@ -86,3 +119,41 @@ def test_a_restored_optimizer_goes_on_bit_for_bit() -> None:
     run(6, model, MuonAdamW(split_by_role(model, 0.1), lr=0.01))
     for name, value in model.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("scaling", ["match_rms_adamw", "original"])
+@pytest.mark.parametrize("shape", [(16, 64), (64, 16)])
+def test_the_update_is_torchs(scaling: str, shape: tuple[int, int]) -> None:
+    """To within what `torch.optim.Muon` loses by iterating in bfloat16."""
+    torch.manual_seed(4)
+    ours = nn.Parameter(torch.randn(shape))
+    theirs = nn.Parameter(ours.detach().clone())
+    start = ours.detach().clone()
+    optimizers = [
+        MuonAdamW([{"params": [ours], "muon": True}], lr=0.1, weight_decay=0.2, scaling=scaling),  # type: ignore[arg-type]
+        torch.optim.Muon([theirs], lr=0.1, weight_decay=0.2, momentum=0.95, adjust_lr_fn=scaling),
+    ]
+    for step in range(3):
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(step))
+        for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
+            parameter.grad = gradient.clone()
+            optimizer.step()
+    moved = (theirs.detach() - start).norm()
+    assert (ours - theirs).norm() < 0.03 * moved
+
+
+def test_experts_are_matrices_each() -> None:
+    torch.manual_seed(5)
+    stacked = nn.Parameter(torch.randn(3, 8, 16))
+    apart = [nn.Parameter(matrix.clone()) for matrix in stacked.detach()]
+    stacked.grad = torch.randn(3, 8, 16)
+    for matrix, gradient in zip(apart, stacked.grad, strict=True):
+        matrix.grad = gradient.clone()
+    MuonAdamW([{"params": [stacked], "muon": True}], lr=0.1).step()
+    MuonAdamW([{"params": apart, "muon": True}], lr=0.1).step()
+    torch.testing.assert_close(stacked.detach(), torch.stack([matrix.detach() for matrix in apart]))
+
+
+def test_an_unknown_scaling_is_refused() -> None:
+    with pytest.raises(ValueError, match="has to be one of match_rms_adamw, original"):
+        MuonAdamW([nn.Parameter(torch.zeros(3))], scaling="adamw")  # type: ignore[arg-type]

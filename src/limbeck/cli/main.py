@@ -10,10 +10,14 @@ from limbeck.cli.capture import capture
 from limbeck.cli.check import check
 from limbeck.cli.demo import demo
 from limbeck.cli.evaluate import evaluate
+from limbeck.cli.export import export
+from limbeck.cli.models import models
 from limbeck.cli.pocket import pocket
+from limbeck.cli.raw_text import train_raw_text
 from limbeck.cli.serve import serve
 from limbeck.cli.signals import signals
 from limbeck.cli.submit import submit
+from limbeck.cli.tokenizer import tokenizer
 from limbeck.cli.train import train
 from limbeck.cli.validate import validate
 from limbeck.cli.verify import verify
@@ -29,7 +33,9 @@ app = typer.Typer(
 app.command()(demo)
 app.add_typer(pocket, name="pocket")
 app.add_typer(signals, name="signals")
-for command in (capture, train, evaluate, check, submit, validate, verify, serve):
+app.add_typer(models, name="models")
+app.add_typer(tokenizer, name="tokenizer")
+for command in (capture, train, train_raw_text, export, evaluate, check, submit, validate, verify, serve):
     app.command()(command)
 
 

@@ -12,11 +12,13 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from limbeck.distill.bounded import Completion
 from limbeck.distill.losses.outcomes import ABSENT, Distribution, Outcomes, Scratch, distribution
 from limbeck.distill.losses.registry import Loss, get_loss
 from limbeck.distill.softmax import SparseSoftmax, TailOf, WholeSoftmax, tail_in_torch, whole_distribution
 from limbeck.distill.teacher import Listing, Missing
 from limbeck.distill.term import Term
+from limbeck.signals.types import TopkSignal
 
 Softmax = WholeSoftmax | SparseSoftmax
 KERNELS = ("kl", "reverse_kl", "jsd", "cross_entropy")  # over the whole vocabulary, written out in `fused`
@@ -46,7 +48,9 @@ class Known:
 def block_values(logits_nV: Tensor, known: Known, terms: Sequence[Term], scratch: Scratch) -> list[Tensor]:
     """Return each term's values `[n]`, unweighted; the logits' memory may be taken over."""
     values: dict[int, Tensor] = {}
-    for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch, in_place=_one_temperature(terms)):
+    for teacher, softmax, group in _by_temperature(
+        logits_nV, known, terms, scratch, in_place=_one_softmax(terms, known)
+    ):
         for index, term in group:
             values[index] = term.factor * teacher.outcomes(term, softmax).values(term.loss)
     return [values[index] for index in range(len(terms))]
@@ -60,6 +64,7 @@ def block_gradient(
     soft_cap: float | None = None,
     *,
     kernels: bool | None = None,
+    compiled: bool = False,
 ) -> list[Tensor]:
     """Return each term's values `[n]`, unweighted, and overwrite the logits by the gradient of their weighted sum.
 
@@ -72,10 +77,11 @@ def block_gradient(
         scratch: memory for tensors of the block's size.
         soft_cap: of the head.
         kernels: whether to use Triton kernels where there is one for the case; None: on a GPU, if Triton is installed.
+        compiled: whether to use what `torch.compile` makes of the losses where no kernel is for the case.
     """
     kernels = logits_nV.is_cuda and find_spec("triton") is not None if kernels is None else kernels
     # a second temperature, and the derivative of a soft-cap, need the logits as they were
-    in_place = _one_temperature(terms) and soft_cap is None
+    in_place = _one_softmax(terms, known) and soft_cap is None
     tail_of: TailOf = tail_in_torch
     if kernels and in_place and logits_nV.dtype == torch.float32:
         from limbeck.distill.fused import tail_in_triton
@@ -83,23 +89,16 @@ def block_gradient(
         if known.scores is not None and _has_kernel(terms):
             return _whole_in_triton(logits_nV, known.scores, known, terms)
         tail_of = tail_in_triton
+    if compiled:
+        from limbeck.distill.compiled import compiled_gradient
+
+        found = compiled_gradient(logits_nV, known, terms, soft_cap)
+        if found is not None:
+            return found
     values: dict[int, Tensor] = {}
     gradient: Tensor | None = None
     for teacher, softmax, group in _by_temperature(logits_nV, known, terms, scratch, tail_of, in_place=in_place):
-        for index, term in group:
-            seen = teacher.outcomes(term, softmax)
-            found, slopes = seen.values_and_slopes(term.loss)
-            values[index] = term.factor * found
-            if (share := term.weight * term.factor) != 1.0:
-                slopes.mul_(share)
-            if known.weights is not None:
-                slopes.mul_(known.weights)
-            if term.loss.over == "target":
-                softmax.add_target(slopes)
-            else:
-                softmax.add(slopes)
-        part = softmax.gradient()
-        part = part if teacher.temperature == 1.0 else part.div_(teacher.temperature)
+        part = group_gradient(teacher, softmax, group, values)
         gradient = part if gradient is None else gradient.add_(part)
     if gradient is None:
         logits_nV.zero_()
@@ -111,8 +110,33 @@ def block_gradient(
     return [values[index] for index in range(len(terms))]
 
 
-def _one_temperature(terms: Sequence[Term]) -> bool:
-    return len({term.temperature for term in terms}) == 1
+def group_gradient(
+    teacher: "BlockTeacher", softmax: Softmax, group: Sequence[tuple[int, Term]], values: dict[int, Tensor]
+) -> Tensor:
+    """Return the gradient by the logits of losses at one temperature, `[n, V]`; their values go to their places."""
+    for index, term in group:
+        found, slopes = teacher.outcomes(term, softmax).values_and_slopes(term.loss)
+        values[index] = term.factor * found
+        if (share := term.weight * term.factor) != 1.0:
+            slopes.mul_(share)
+        if teacher.known.weights is not None:
+            slopes.mul_(teacher.known.weights)
+        if term.loss.over == "target":
+            softmax.add_target(slopes)
+        else:
+            softmax.add(slopes)
+    part = softmax.gradient()
+    return part if teacher.temperature == 1.0 else part.div_(teacher.temperature)
+
+
+def _one_softmax(terms: Sequence[Term], known: Known) -> bool:
+    return len({(term.temperature, _is_bounded(term, known)) for term in terms}) == 1
+
+
+def _is_bounded(term: Term, known: Known) -> bool:
+    """Whether the student's tail has to be completed for this loss."""
+    listed = known.listing is not None and isinstance(known.listing.signal, TopkSignal)
+    return listed and term.missing == "bounded" and term.loss.over == "teacher" and not term.loss.pairwise
 
 
 def _has_kernel(terms: Sequence[Term]) -> bool:
@@ -165,6 +189,14 @@ class _Seen:
         return self.values(loss), slopes
 
 
+def groups(terms: Sequence[Term]) -> list[tuple[float, list[tuple[int, Term]]]]:
+    """Return the terms by temperature, each with its place."""
+    return [
+        (temperature, [(index, term) for index, term in enumerate(terms) if term.temperature == temperature])
+        for temperature in sorted({term.temperature for term in terms})
+    ]
+
+
 def _by_temperature(
     logits_nV: Tensor,
     known: Known,
@@ -173,23 +205,29 @@ def _by_temperature(
     tail_of: TailOf = tail_in_torch,
     *,
     in_place: bool,
-) -> Iterator[tuple["_Teacher", Softmax, list[tuple[int, Term]]]]:
+) -> Iterator[tuple["BlockTeacher", Softmax, list[tuple[int, Term]]]]:
     """Yield, for each temperature, the teacher, the student's softmax, and the losses with their places."""
     scratch.restart()
-    for temperature in sorted({term.temperature for term in terms}):
-        group = [(index, term) for index, term in enumerate(terms) if term.temperature == temperature]
-        softmax: Softmax
+    for temperature, group in groups(terms):
+        teacher = BlockTeacher(known, temperature, scratch, in_place=in_place)
         if known.scores is not None and any(term.loss.signals for _, term in group):
-            softmax = WholeSoftmax.of(logits_nV, temperature, known.targets, scratch, in_place=in_place)
-        else:
-            softmax = SparseSoftmax.of(logits_nV, temperature, known.targets, known.listing, tail_of, in_place=in_place)
-        yield _Teacher(known, temperature, scratch, in_place=in_place), softmax, group
+            yield teacher, WholeSoftmax.of(logits_nV, temperature, known.targets, scratch, in_place=in_place), group
+            continue
+        for bounded in (False, True):
+            part = [(index, term) for index, term in group if _is_bounded(term, known) == bounded]
+            if not part:
+                continue
+            bound = known.listing.bound(temperature) if bounded and known.listing is not None else None
+            softmax = SparseSoftmax.of(
+                logits_nV, temperature, known.targets, known.listing, tail_of, bound=bound, in_place=in_place
+            )
+            yield teacher, softmax, part
 
 
-class _Teacher:
+class BlockTeacher:
     """A block's teacher at one temperature; what losses have in common is made once."""
 
-    def __init__(self, known: Known, temperature: float, scratch: Scratch, *, in_place: bool) -> None:
+    def __init__(self, known: Known, temperature: float, scratch: Scratch | None, *, in_place: bool) -> None:
         self.known = known
         self.in_place = in_place and known.scores_are_free
         self.scratch = scratch
@@ -204,6 +242,8 @@ class _Teacher:
             return _Seen(Outcomes(distribution(softmax.target_log_q()), teacher), None)
         listing = self.known.listing
         missing = None if listing is None else listing.missing_at(self.temperature, term.missing)
+        if missing == "bounded" and not _is_bounded(term, self.known):
+            missing = "tail"
         if missing not in self._seen:
             if isinstance(softmax, WholeSoftmax):
                 self._seen[missing] = _Seen(
@@ -215,12 +255,23 @@ class _Teacher:
         return replace(seen, importance=None) if term.loss.pairwise else seen
 
     def _listed(self, listing: Listing, missing: Missing | None, softmax: SparseSoftmax) -> _Seen:
+        if softmax.completion is not None:
+            return self._completed(listing, softmax, softmax.completion)
         tail = missing in ("tail", "uniform")
         log_q = softmax.log_q[:, :-1].masked_fill(~listing.present, ABSENT)
         if tail:
             log_q = torch.cat([log_q, softmax.log_q[:, -1:]], -1)
         log_p = listing.log_p(self.temperature, missing).to(log_q.dtype)
         return _Seen(Outcomes(distribution(log_q), distribution(log_p), tail), listing.importance())
+
+    def _completed(self, listing: Listing, softmax: SparseSoftmax, completion: Completion) -> _Seen:
+        present_nM = torch.cat([listing.present, completion.present], -1)
+        log_q = softmax.log_q[:, :-1].masked_fill(~present_nM, ABSENT)
+        log_q = torch.cat([log_q, softmax.log_q[:, -1:]], -1).clamp(min=ABSENT)
+        listed_nM = listing.log_p(self.temperature, "tail")
+        tail_nM = (listed_nM[:, -1:] + completion.teacher.to(listed_nM.dtype).log()).clamp(min=ABSENT)
+        log_p = torch.cat([listed_nM[:, :-1], tail_nM], -1).to(log_q.dtype)
+        return _Seen(Outcomes(distribution(log_q), distribution(log_p), tail=True), None)
 
     def _of_vocabulary(self) -> Distribution:
         if self.known.scores is None:

@@ -32,7 +32,12 @@ __all__ = ["Positions", "Term", "token_values", "total_loss"]
 
 
 def total_loss(
-    positions: Positions, head: OutputHead, terms: Sequence[Term], denominator: Tensor | float
+    positions: Positions,
+    head: OutputHead,
+    terms: Sequence[Term],
+    denominator: Tensor | float,
+    *,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the weighted sum of all terms over all positions, divided by `denominator`, with its gradient.
 
@@ -41,6 +46,7 @@ def total_loss(
         head: the student's output head.
         terms: the configured losses.
         denominator: number of tokens that count in the whole optimisation step, over ranks and micro-batches.
+        compiled: whether losses over the whole vocabulary go through `torch.compile` (see `compiled`).
 
     Returns:
         the loss (a scalar; gradients flow to `positions.hidden` and the head), and each term's unweighted mean over
@@ -54,7 +60,7 @@ def total_loss(
     walked, on_states = _split(terms)
     sums: dict[str, Tensor] = {}
     if torch.is_grad_enabled():
-        total = _Walk.apply(positions.hidden, head.weight, head.bias, positions, head, walked, sums)
+        total = _run_walk(positions.hidden, head.weight, head.bias, positions, head, walked, sums, compiled)
     else:
         total = positions.hidden.new_zeros((), dtype=exact_dtype(head.weight.dtype))
         for name, values in token_values(positions, head, walked).items():
@@ -101,6 +107,7 @@ class _Walk(torch.autograd.Function):
         head: OutputHead,
         terms: tuple[Term, ...],
         sums: dict[str, Tensor],
+        compiled: bool,
     ) -> Tensor:
         head = product_head(head)
         gradients = HeadGradients.begin(hidden_ND, head, ctx.needs_input_grad[:3])
@@ -109,7 +116,7 @@ class _Walk(torch.autograd.Function):
         sums.update((term.name, torch.zeros_like(total)) for term in terms)
         for chunk in walk(positions, head, terms) if terms else ():
             for rows, known in chunk.blocks:
-                found = block_gradient(chunk.logits[rows], known, terms, scratch, head.soft_cap)
+                found = block_gradient(chunk.logits[rows], known, terms, scratch, head.soft_cap, compiled=compiled)
                 for term, values in zip(terms, found, strict=True):
                     sums[term.name] += values.sum() if known.weights is None else (values * known.weights[:, 0]).sum()
             gradients.add(chunk.logits, hidden_ND[chunk.part], head, chunk.part)
@@ -126,7 +133,11 @@ class _Walk(torch.autograd.Function):
         scaled = ctx.gradients.scaled(grads[0])
         ctx.gradients = None
         cast = (None if part is None else part.to(dtype) for part, dtype in zip(scaled, ctx.dtypes, strict=True))
-        return (*cast, None, None, None, None)
+        return (*cast, None, None, None, None, None)
+
+
+# its chunks fill buffers and add up in place, which a compiler of graphs can't follow; it runs between two graphs
+_run_walk = torch.compiler.disable(_Walk.apply)
 
 
 def _weighted_sum(values_N: Tensor, positions: Positions) -> Tensor:
@@ -155,6 +166,10 @@ def _state_values(positions: Positions, loss: Loss) -> Tensor:
 def _check(positions: Positions, terms: Sequence[Term]) -> None:
     signal = positions.teacher
     for term in terms:
+        if term.loss.over == "relations":
+            raise UserError(
+                f"{term.name!r} looks inside the models' blocks, which are not here: it needs a layer_mapping."
+            )
         if not term.loss.signals:
             continue
         if signal is None:

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.distill.mixture import MixedHead
 from limbeck.signals.types import OutputHead
+
+TOKENS = 8192  # rows of the head's gradient that are added to at a time: a product in half precision is held no longer
 
 
 def apply_head(hidden_nD: Tensor, head: OutputHead, out: Tensor | None = None) -> Tensor:
@@ -19,6 +22,8 @@ def apply_head(hidden_nD: Tensor, head: OutputHead, out: Tensor | None = None) -
         head: the output head.
         out: where to write them, in its first n rows; of the result's dtype.
     """
+    if isinstance(head, MixedHead):
+        return head.log_mixture(hidden_nD, apply_head, out)
     hidden_nD = hidden_nD.to(head.weight.dtype)
     exact = exact_dtype(head.weight.dtype)
     if out is None:
@@ -80,16 +85,20 @@ class HeadGradients:
             self.hidden[part] = (cast_nV @ head.weight).to(self.hidden.dtype)
         if self.weight is not None:
             hidden_nD = hidden_nD.to(head.weight.dtype)
-            if self.weight.dtype != head.weight.dtype:
-                product_VD = cast_nV.T @ hidden_nD
-                self.weight = self.weight.add_(product_VD) if self._begun else self.weight.copy_(product_VD)
-            elif self._begun:
-                self.weight.addmm_(cast_nV.T, hidden_nD)
-            else:
-                torch.mm(cast_nV.T, hidden_nD, out=self.weight)
+            for sums_vD, cast_nv in zip(self.weight.split(TOKENS), cast_nV.split(TOKENS, -1), strict=True):
+                self._add_rows(sums_vD, cast_nv, hidden_nD)
         if self.bias is not None:
             self.bias += gradient_nV.sum(0)
         self._begun = True
+
+    def _add_rows(self, sums_vD: Tensor, gradient_nv: Tensor, hidden_nD: Tensor) -> None:
+        if sums_vD.dtype != gradient_nv.dtype:
+            product_vD = gradient_nv.T @ hidden_nD
+            _ = sums_vD.add_(product_vD) if self._begun else sums_vD.copy_(product_vD)
+        elif self._begun:
+            sums_vD.addmm_(gradient_nv.T, hidden_nD)
+        else:
+            torch.mm(gradient_nv.T, hidden_nD, out=sums_vD)
 
     def scaled(self, scale: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return all three times `scale`, in place; zeros if nothing was added."""

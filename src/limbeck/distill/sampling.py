@@ -19,7 +19,7 @@ class LengthGroupedOrder(Sampler[int]):
 
     Args:
         lengths: tokens of each row.
-        batch_size: rows in a batch.
+        batch_size: rows in a batch: those of an optimisation step, over ranks and micro-batches.
         seed: of the order.
         grouped: False shuffles rows only.
     """
@@ -39,11 +39,14 @@ class LengthGroupedOrder(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = np.random.default_rng(derive_seed(self.seed, "order", self.epoch))
+        return iter(self.of_epoch(self.epoch))
+
+    def of_epoch(self, epoch: int) -> list[int]:
+        """Return the indices of all rows in the order of an epoch."""
+        generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
         order = generator.permutation(len(self.lengths))
         if not self.grouped:
-            yield from order.tolist()
-            return
+            return [int(row) for row in order]
         pool = self.batch_size * POOL_BATCHES
         batches = []
         for first in range(0, len(order), pool):
@@ -52,7 +55,6 @@ class LengthGroupedOrder(Sampler[int]):
             batches += [rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)]
         full = [batch for batch in batches if len(batch) == self.batch_size]
         rest = [batch for batch in batches if len(batch) < self.batch_size]
-        for place in generator.permutation(len(full)):
-            yield from full[place].tolist()
-        for batch in rest:  # behind the full ones, so that it does not shift the rows of every batch after it
-            yield from batch.tolist()
+        # short ones stand behind the full ones, so that they do not shift the rows of every batch after them
+        ordered = [full[place] for place in generator.permutation(len(full))] + rest
+        return [int(row) for batch in ordered for row in batch]

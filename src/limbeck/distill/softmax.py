@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from limbeck.distill.bounded import Bound, Completion, complete
 from limbeck.distill.losses.outcomes import Distribution, Scratch
 from limbeck.distill.teacher import Listing
 
@@ -37,7 +38,7 @@ class WholeSoftmax:
 
     @staticmethod
     def of(
-        logits_nV: Tensor, temperature: float, targets_n: Tensor, scratch: Scratch, *, in_place: bool
+        logits_nV: Tensor, temperature: float, targets_n: Tensor, scratch: Scratch | None, *, in_place: bool
     ) -> "WholeSoftmax":
         """Return the softmax of logits; with `in_place` their memory is taken over."""
         return WholeSoftmax(
@@ -73,7 +74,9 @@ class SparseSoftmax:
     """A softmax of which K listed tokens, the rest as one bucket, and the targets are looked at.
 
     Attributes:
-        log_q: `[n, K + 1]`, of the listed tokens and of the tail; without a listing the tail is everything.
+        log_q: `[n, K + 1]`, of the listed tokens and of the tail; without a listing the tail is everything. With a
+            completion `[n, K + J + 1]`.
+        completion: the J tokens of the tail that are outcomes of their own.
     """
 
     log_q: Tensor
@@ -82,6 +85,7 @@ class SparseSoftmax:
     _target_log_q: Tensor
     _listed_ids: Tensor
     _present: Tensor
+    completion: Completion | None = None
     _slopes: Tensor | None = None
     _target_slopes: Tensor | None = None
 
@@ -93,6 +97,7 @@ class SparseSoftmax:
         listing: Listing | None,
         tail_of: "TailOf",
         *,
+        bound: Bound | None = None,
         in_place: bool,
     ) -> "SparseSoftmax":
         """Return the softmax of logits; with `in_place` their memory is taken over."""
@@ -105,15 +110,23 @@ class SparseSoftmax:
         # a row that lists nothing repeats one token, which stays in the tail
         listing_rows_n1 = present_nK.any(-1, keepdim=True)
         logits_nV.scatter_(-1, ids_nK, logits_nK.masked_fill(listing_rows_n1, -math.inf))
-        tail = tail_of(logits_nV, temperature, in_place)
+        completion = None
+        if bound is None:
+            tail, scaled_nM = tail_of(logits_nV, temperature, in_place), logits_nK / temperature
+        else:
+            tail, completion, tail_nJ = _completed_tail(logits_nV, temperature, bound, ids_nK[:, :1], in_place)
+            scaled_nM = torch.cat([logits_nK / temperature, tail_nJ], -1)
         if not in_place:
             logits_nV.scatter_(-1, ids_nK, logits_nK)
-        scaled_nM = torch.cat([logits_nK / temperature, tail.log_sums], -1)
+        if completion is not None:
+            ids_nK = torch.cat([ids_nK, completion.ids], -1)
+            present_nK = torch.cat([present_nK, completion.present], -1)
+        scaled_nM = torch.cat([scaled_nM, tail.log_sums], -1)
         there_nM = torch.nn.functional.pad(present_nK, (0, 1), value=True)
         log_sums_n1 = scaled_nM.masked_fill(~there_nM, -math.inf).logsumexp(-1, keepdim=True)
         return SparseSoftmax(
             scaled_nM.sub_(log_sums_n1), tail, targets_n1, target_logits_n1 / temperature - log_sums_n1, ids_nK,
-            present_nK,
+            present_nK, completion,
         )  # fmt: skip
 
     def target_log_q(self) -> Tensor:
@@ -164,17 +177,56 @@ TailOf = Callable[[Tensor, float, bool], Tail]
 
 def tail_in_torch(logits_nV: Tensor, temperature: float, in_place: bool) -> Tail:
     """Return the tail of logits; with `in_place` their memory is taken over."""
-    largest_n1 = logits_nV.amax(-1, keepdim=True).clamp_(min=LEAST_LOGIT)
-    exps = logits_nV.sub_(largest_n1) if in_place else logits_nV - largest_n1
+    q_nV, sums_n1, log_sums_n1, nothing_n1 = _tail_softmax(logits_nV, temperature, in_place)
+    return Tail(log_sums_n1, lambda factors_n1: q_nV.mul_(factors_n1.masked_fill(nothing_n1, 0.0) / sums_n1))
+
+
+def _completed_tail(
+    logits_nV: Tensor, temperature: float, bound: Bound, listed_n1: Tensor, in_place: bool
+) -> tuple[Tail, Completion, Tensor]:
+    """Return what is left of the tail, its completion, and the logits over T of the tokens that left it, `[n, J]`."""
+    q_nV, sums_n1, log_sums_n1, nothing_n1 = _tail_softmax(logits_nV, temperature, in_place)
+    completion = complete(q_nV, sums_n1, bound, listed_n1)
+    tiny = torch.finfo(q_nV.dtype).tiny
+    nothing_n1 = nothing_n1 | (completion.rest < tiny)
+    rest_n1 = (completion.rest * sums_n1).clamp(min=tiny)
+    log_rest_n1 = log_sums_n1 + completion.rest.clamp(min=tiny).log()
+
+    def spread(factors_n1: Tensor) -> Tensor:
+        return q_nV.mul_(factors_n1.masked_fill(nothing_n1, 0.0) / rest_n1)
+
+    return Tail(log_rest_n1, spread), completion, log_sums_n1 + completion.shares.clamp(min=tiny).log()
+
+
+def _tail_softmax(logits_nV: Tensor, temperature: float, in_place: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return probabilities within the tail `[n, V]`, their sums, `logsumexp(logits / T)`, and which rows have no tail.
+
+    torch's softmax makes three passes in one, and leaves probabilities whose sum is 1 to five digits at large V. What
+    they sum to is divided out of them and added to the normaliser, so neither is off.
+    """
     if temperature != 1.0:
-        exps.div_(temperature)
-    exps.exp_()
-    sums_n1 = exps.sum(-1, keepdim=True).clamp_(min=torch.finfo(exps.dtype).tiny)
-    return Tail(largest_n1 / temperature + sums_n1.log(), lambda factors_n1: exps.mul_(factors_n1 / sums_n1))
+        logits_nV = logits_nV.div_(temperature) if in_place else logits_nV / temperature
+    largest_n1 = logits_nV.amax(-1, keepdim=True)
+    nothing_n1 = largest_n1 == -math.inf
+    logits_nV[:, :1].masked_fill_(nothing_n1, LEAST_LOGIT)  # of no logits at all a softmax would be NaN
+    # that a softmax may be written over its own input is known of the CPU's
+    free = in_place and logits_nV.device.type == "cpu"
+    q_nV = torch.softmax(logits_nV, -1, out=logits_nV if free else torch.empty_like(logits_nV))
+    sums_n1 = q_nV.sum(-1, keepdim=True)
+    log_sums_n1 = largest_n1.clamp(min=LEAST_LOGIT) + (sums_n1 / q_nV.amax(-1, keepdim=True)).log()
+    return q_nV, sums_n1, log_sums_n1, nothing_n1
 
 
-def whole_distribution(logits_nV: Tensor, temperature: float, scratch: Scratch, *, in_place: bool) -> Distribution:
-    """Return the softmax of logits (or of log-probabilities) over T, in memory of `scratch` or in their own."""
+def whole_distribution(
+    logits_nV: Tensor, temperature: float, scratch: Scratch | None, *, in_place: bool
+) -> Distribution:
+    """Return the softmax of logits (or of log-probabilities) over T, in memory of `scratch` or in their own.
+
+    Without `scratch` nothing is written to that was there before, which a compiler can fuse.
+    """
+    if scratch is None:
+        log = torch.log_softmax(logits_nV / temperature, -1)
+        return Distribution(log, log.exp())
     target = logits_nV if in_place else scratch.like(logits_nV)
     shifted = torch.sub(logits_nV, logits_nV.amax(-1, keepdim=True), out=target)
     if temperature != 1.0:

@@ -5,6 +5,8 @@ it doesn't list has to be accounted for:
 
     tail      one more outcome for all other tokens, with the mass that was stored: exact, at the temperatures whose
               normaliser was stored
+    bounded   the same, and no unlisted token has more than the least that a listed one has: tokens to which the
+              student gives more become outcomes of their own (see `limbeck.distill.bounded`)
     uniform   one more outcome, made as if the mass that is missing at temperature 1 were spread evenly over the
               tokens that are not listed: exact at 1, at any other temperature as good as that assumption
     zero      no other outcome: the listed tokens are renormalised to 1, as if the teacher gave no mass to the rest
@@ -20,12 +22,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from limbeck.distill.bounded import Bound
 from limbeck.distill.losses.outcomes import ABSENT
 from limbeck.errors import UserError
 from limbeck.signals.tail import log_complement
 from limbeck.signals.types import SampledSignal, TopkSignal
 
-Missing = Literal["tail", "uniform", "zero", "symmetric_uniform"]
+Missing = Literal["tail", "bounded", "uniform", "zero", "symmetric_uniform"]
 TEMPERATURE_TOLERANCE = 1e-6
 
 
@@ -64,7 +67,7 @@ class Listing:
             check_temperature("sampled", (1.0,), temperature, asked)
             return None
         known = _index(self.signal.temperatures, temperature) is not None or temperature == 1.0
-        if asked == "tail":
+        if asked in ("tail", "bounded"):
             check_temperature("topk", self.signal.temperatures, temperature, asked)
         chosen = asked or ("tail" if known else "uniform")
         return "uniform" if chosen == "symmetric_uniform" else chosen
@@ -90,6 +93,12 @@ class Listing:
                     scaled_nK = scaled_nK - _wide(self.signal.log_normalisers[..., index]).unsqueeze(-1)
                     log_rest_n = log_complement(scaled_nK.logsumexp(-1)).where(self._unlisted() > 0, -math.inf)
                 return torch.cat([scaled_nK, log_rest_n.unsqueeze(-1)], -1).clamp(min=ABSENT)
+
+    def bound(self, temperature: float) -> Bound:
+        """Return what is known of the tail's tokens, at a temperature at which it is known."""
+        log_p_nM = self.log_p(temperature, "tail")
+        least_n1 = log_p_nM[:, :-1].masked_fill(~self.present, math.inf).amin(-1, keepdim=True)
+        return Bound(log_p_nM[:, -1:], least_n1)
 
     def _spread_evenly(self, temperature: float) -> Tensor:
         """Return the logarithm of `sum_v p(v)^(1/T)` over unlisted tokens that share the missing mass, `[n]`."""
@@ -122,7 +131,12 @@ def check_temperature(
         raise UserError(
             f"temperature {temperature:g}: the tokens of a 'sampled' signal were drawn at 1. Use 1, or another signal."
         )
-    if kind == "topk" and missing == "tail" and temperature != 1.0 and _index(captured, temperature) is None:
+    if (
+        kind == "topk"
+        and missing in ("tail", "bounded")
+        and temperature != 1.0
+        and _index(captured, temperature) is None
+    ):
         raise UserError(
             f"temperature {temperature:g}: this signal was captured with normalisers at "
             f"{', '.join(f'{known:g}' for known in captured)} only. Use one of these, or capture again, or set "

@@ -1,35 +1,43 @@
-"""`limbeck train`: a student trained by a recipe, from what a teacher said about the text.
+"""`limbeck train`: a student trained by a recipe, from what a teacher said about the text, or says meanwhile.
 
-Everything that can be known is checked before a model is loaded: the dataset against its manifest, the losses against
-the kind of signal, the tokenizer against the student's. A run that was killed goes on from its last complete
-checkpoint, with the same data in the same order; a run that had finished is not run again.
+Everything that can be known is checked before a model is loaded (`limbeck.distill.checks`). A run that was killed goes
+on from its last complete checkpoint, with the same data in the same order; a run that had finished is not run again.
 """
 
-import math
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 
-from limbeck.data.tokenizer import load_tokenizer, tokenizer_digest
-from limbeck.distill.executor import Term
-from limbeck.distill.losses import get_loss
+import limbeck
+from limbeck.distill.alignment import Alignment, split_terms
+from limbeck.distill.checkpoints import complete_checkpoints, drop_incomplete, step_of
+from limbeck.distill.checks import Checked, check
+from limbeck.distill.places import PAGE, PREPARED, RESULT, run_folder
+from limbeck.distill.plan import Plan, make_plan, steps_of
 from limbeck.distill.recipe import Recipe
+from limbeck.distill.rollout import Rollout, open_rollout
+from limbeck.distill.rows import Rows, RowSet, make_rows, with_other_targets
+from limbeck.distill.sources import Stored, dataset_of
+from limbeck.distill.starting import load_student, without_adapters
 from limbeck.distill.student import DistilledStudent
-from limbeck.distill.trainer import DistillationTrainer, complete_checkpoints, drop_incomplete
-from limbeck.engines.transformers import load_model, quiet
+from limbeck.distill.teachers.online import OnlineTeacher, open_teacher
+from limbeck.distill.teachers.settings import HfTeacher, MixedTeachers, ServedTeacher
+from limbeck.distill.trainer import DistillationTrainer
+from limbeck.distill.training_page import write_page
+from limbeck.distill.view import TeacherView
 from limbeck.errors import UserError
 from limbeck.files import digest_of, read_json, write_json
 from limbeck.progress import bar, say
-from limbeck.settings import nearest
-from limbeck.signals.dataset import SignalDataset, SignalRow
-from limbeck.signals.manifest import Manifest
+from limbeck.signals.loader import SignalBatch
 
-RESULT = "training.json"
-SHARDS_KEPT = 64  # rows are drawn from anywhere: a shard that is dropped is read again at once
+__all__ = ["RESULT", "TrainingResult", "plan", "run_folder", "train"]
 
 
 @dataclass(frozen=True)
@@ -38,75 +46,187 @@ class TrainingResult:
 
     Attributes:
         folder: holds the student and nothing else (safetensors, configuration, tokenizer): it can be uploaded as it
-            is. Checkpoints and `training.json` lie beside it, in `<folder>.run`.
+            is. Checkpoints, `training.json` and `training.html` lie beside it, in `<folder>.run`.
         history: what was logged: `step`, `loss`, and each loss by name, in nats a token.
+        evaluations: what was measured on held-out rows: `step`, and `eval_` with the name of each loss.
     """
 
     folder: Path
     history: tuple[dict[str, float], ...]
+    evaluations: tuple[dict[str, float], ...] = field(default=())
 
 
 def train(recipe: Recipe, title: str = "") -> TrainingResult:
     """Train by `recipe`.
 
     Raises:
-        UserError: something in the recipe can't be: an unknown loss or training argument, a loss that this signal
-            can't feed, another tokenizer or vocabulary than the dataset's, rows that are too long, or an output folder
-            that holds another run.
+        UserError: something in the recipe can't be; the message begins with its key.
+        LimbeckError: a loss was not a number, or a teacher failed; the last checkpoint is good.
     """
-    dataset = SignalDataset.open(recipe.dataset.train_dataset.disk_path)
-    terms = _terms(recipe, dataset.manifest)
-    needs_teacher = any(get_loss(term.name).signals for term in terms)
-    identity = digest_of({"recipe": recipe.model_dump(mode="json", exclude={"output_path"}), "data": dataset.digest})
-    folder = recipe.output_path
-    run = run_folder(folder)
+    checked = check(recipe)
+    arguments = checked.arguments.values
+    folder, run = recipe.output_path, run_folder(recipe.output_path)
+    with arguments.main_process_first(desc="rows"):
+        rows = _rows(checked)
+    identity = digest_of({"recipe": recipe.model_dump(mode="json", exclude={"output_path"}), "data": rows.digest})
     if (finished := _finished(folder, run, identity)) is not None:
         return finished
-
-    arguments, keep = _training_arguments(recipe)
-    tokenizer = load_tokenizer(recipe.model)
-    digest = tokenizer_digest(tokenizer)
-    if digest != dataset.manifest.tokenizer_digest:
-        raise UserError(
-            f"{recipe.model}: this student's tokenizer ({digest[:12]}…) is not the one that "
-            f"{recipe.dataset.train_dataset.disk_path} was captured with ({dataset.manifest.tokenizer_digest[:12]}…). "
-            "Train a student with the teacher's tokenizer, or capture with the student's."
-        )
-    rows = _Rows(dataset, recipe.sequence_length, decode=needs_teacher)
     set_seed(arguments.seed)
-    with quiet():
-        student = load_model(recipe.model, device="cpu", dtype=torch.float32).train()
-    if student.config.vocab_size != dataset.manifest.vocabulary:
-        raise UserError(
-            f"{recipe.model}: a vocabulary of {student.config.vocab_size}, but the signals in "
-            f"{recipe.dataset.train_dataset.disk_path} are over {dataset.manifest.vocabulary}."
-        )
-
-    drop_incomplete(Path(arguments.output_dir))
-    checkpoints = complete_checkpoints(Path(arguments.output_dir))
-    done = int(checkpoints[-1].name.rsplit("-", 1)[1]) if checkpoints else 0
-    if done:
+    if arguments.should_save:
+        drop_incomplete(run)
+    checkpoints = complete_checkpoints(run)
+    done = step_of(checkpoints[-1]) if checkpoints else 0
+    if done and arguments.should_save:
         say(f"Going on from step {done}")
-    with bar(title or f"training {folder.name}", _steps(arguments, len(rows)), done) as shown:
+    student = load_student(recipe, checked.start).train()
+    parameters = _parameters(student)
+    steps = steps_of(arguments, len(rows.train) if isinstance(rows.train, RowSet) else None)
+    label = title or f"training {folder.name}"
+    with _teacher(checked) as teacher, bar(label, steps, done, visible=arguments.should_save) as shown:
+        roll = _rollout(checked, student)
+        lengths = _lengths(checked, rows)
         trainer = DistillationTrainer(
-            DistilledStudent(student, terms, needs_teacher=needs_teacher),
-            arguments, rows, dataset.lengths.tolist(), tokenizer, recipe.optimizer, keep, shown,
+            _with_losses(checked, student), arguments, rows.train, lengths, checked.tokenizer, recipe.optimizer,
+            checked.arguments.keep, shown, roll=roll, annotate=_annotate(checked, teacher),
+            eval_dataset=rows.evaluation, signal_bytes=_signal_bytes(checked), packed=_packed(checked),
         )  # fmt: skip
+        started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+        seconds = time.monotonic() - started
+        if roll is not None:
+            roll.close()
+        described = None if teacher is None else teacher.description
+    if recipe.lora is not None:
+        without_adapters(student)
+    trainer.save_model(str(folder))
     history = tuple(entry for entry in trainer.state.log_history if "loss" in entry)
-    with quiet():
-        student.eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    write_json(
-        run / RESULT,
-        {"identity": identity, "recipe": recipe.model_dump(mode="json"), "data": dataset.digest, "history": history},
+    evaluations = tuple(entry for entry in trainer.state.log_history if "eval_loss" in entry)
+    if arguments.should_save:
+        figures = {"steps": trainer.state.global_step, "resumed_at_step": done, "seconds": seconds}
+        result = {
+            "identity": identity, "recipe": recipe.model_dump(mode="json"), "data": rows.digest, "history": history,
+            "evaluations": evaluations, "figures": figures | parameters, "teacher": described,
+            "environment": _environment(arguments),
+        }  # fmt: skip
+        write_page(run / PAGE, result)
+        write_json(run / RESULT, result)  # last: it says that the run is finished
+    return TrainingResult(folder, history, evaluations)
+
+
+def plan(recipe: Recipe) -> Plan:
+    """Check a recipe and return what training by it would be; nothing is loaded and nothing written.
+
+    Raises:
+        UserError: something in the recipe can't be; the message begins with its key.
+    """
+    checked = check(recipe)
+    return make_plan(checked, None if _unprepared(checked) else _rows(checked))
+
+
+def _rows(checked: Checked) -> Rows:
+    recipe = checked.recipe
+    prepared = recipe.dataset.prepared_dataset_path or run_folder(recipe.output_path) / PREPARED
+    opened = [
+        dataset_of(one, checked.tokenizer_digest, recipe.teacher, prepared) if isinstance(one, Stored) else one
+        for one in checked.sources.values()
+    ]
+    training = len(recipe.dataset.train_dataset)
+    return make_rows(
+        opened[:training], opened[training] if len(opened) > training else None, recipe.dataset, checked.tokenizer,
+        length=recipe.sequence_length, packs=recipe.packs, share=recipe.evaluation.share,
+        decode=checked.compares and checked.teacher is None,
+    )  # fmt: skip
+
+
+def _unprepared(checked: Checked) -> bool:
+    """Return whether files have to be read into a dataset of ours first."""
+    return any(isinstance(one, Stored) and isinstance(one.opened, tuple) for one in checked.sources.values())
+
+
+def _lengths(checked: Checked, rows: Rows) -> Any:
+    """Return the tokens of each row, which are asked for only where the order depends on them; None for a stream."""
+    if not isinstance(rows.train, RowSet):
+        return None
+    grouped = checked.arguments.values.train_sampling_strategy == "group_by_length"
+    return rows.train.lengths if grouped else np.zeros(len(rows.train), dtype=np.int64)
+
+
+def _packed(checked: Checked) -> bool:
+    """Return whether rows hold several documents."""
+    datasets = [one.opened for one in checked.sources.values() if isinstance(one, Stored)]
+    return (
+        checked.recipe.packs
+        or checked.recipe.dataset.prepacked
+        or any(not isinstance(one, tuple) and one.manifest.documents for one in datasets)
     )
-    return TrainingResult(folder, history)
 
 
-def run_folder(folder: Path) -> Path:
-    """Return where a run keeps its own files, beside the folder of its student."""
-    return folder.with_name(f"{folder.name}.run")
+def _signal_bytes(checked: Checked) -> float:
+    """Return the bytes of stored signals a token; 0 where none are read."""
+    if checked.teacher is not None or not checked.compares:
+        return 0.0
+    shards = [
+        shard
+        for one in checked.sources.values()
+        if isinstance(one, Stored) and not isinstance(one.opened, tuple)
+        for shard in one.opened.manifest.shards
+    ]
+    return sum(shard.bytes for shard in shards) / max(1, sum(shard.tokens for shard in shards))
+
+
+def _with_losses(checked: Checked, student: Any) -> DistilledStudent:
+    """Return the student with its losses: on distributions, and on inner layers."""
+    recipe = checked.recipe
+    outside, inside = split_terms(checked.terms, mapped=bool(checked.layers))
+    alignment = None
+    if inside:
+        alignment = Alignment(
+            inside, checked.layers, checked.widths, relations=checked.relations, settings=recipe.attention_relation,
+            force_projection=recipe.force_hidden_state_projection, seed=checked.arguments.values.seed,
+        )  # fmt: skip
+    return DistilledStudent(
+        student, outside, needs_teacher=checked.compares, alignment=alignment, evaluated=checked.evaluated or None
+    )
+
+
+@contextmanager
+def _teacher(checked: Checked) -> Iterator[OnlineTeacher | None]:
+    settings = checked.recipe.teacher
+    if not isinstance(settings, HfTeacher | ServedTeacher | MixedTeachers):
+        yield None
+        return
+    teacher = open_teacher(settings, checked.needs, checked.arguments.values.device, checked.tokenizer)
+    try:
+        yield teacher
+    finally:
+        teacher.close()
+
+
+def _rollout(checked: Checked, student: Any) -> Rollout | None:
+    recipe, arguments = checked.recipe, checked.arguments.values
+    if recipe.rollout is None:
+        return None
+    half = torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None
+    return open_rollout(
+        recipe.rollout, student, checked.tokenizer, seed=arguments.seed, sequence_length=recipe.sequence_length,
+        rank=arguments.process_index, autocast=half,
+    )  # fmt: skip
+
+
+def _annotate(checked: Checked, teacher: OnlineTeacher | None) -> Any:
+    """Return what is done to a batch just before the student runs on it; None: nothing."""
+    ids, eos = checked.recipe.dataset.eos_label_token_ids, checked.tokenizer.eos_token_id
+    if teacher is None and not ids:
+        return None
+    if ids and eos is None:
+        raise UserError("dataset.eos_label_token_ids: the student's tokenizer has no end-of-text token.")
+
+    def annotate(batch: SignalBatch) -> tuple[SignalBatch, TeacherView | None]:
+        if ids:
+            batch = with_other_targets(batch, ids, int(eos))
+        return (batch, None) if teacher is None else teacher.annotate(batch)
+
+    return annotate
 
 
 def _finished(folder: Path, run: Path, identity: str) -> TrainingResult | None:
@@ -115,81 +235,27 @@ def _finished(folder: Path, run: Path, identity: str) -> TrainingResult | None:
     result = read_json(run / RESULT)
     if result["identity"] != identity:
         raise UserError(
-            f"{folder}: holds the student of another recipe or dataset. Choose another output_path, or remove it."
+            f"output_path: {folder}: holds the student of another recipe or dataset. Choose another, or remove it."
         )
     say(f"{folder}: this recipe is trained already; nothing to do")
-    return TrainingResult(folder, tuple(result["history"]))
+    return TrainingResult(folder, tuple(result["history"]), tuple(result.get("evaluations", ())))
 
 
-def _terms(recipe: Recipe, manifest: Manifest) -> list[Term]:
-    captured = tuple(manifest.codec.get("temperatures", (1.0,)))
-    terms = []
-    for index, settings in enumerate(recipe.loss_functions):
-        try:
-            term = Term.of(
-                get_loss(settings.function), settings.weight, settings.temperature,
-                missing=settings.missing_probability_handling, parameters=settings.parameters,
-            )  # fmt: skip
-            term.check(manifest.kind, captured)
-        except UserError as error:
-            raise UserError(f"loss_functions.{index}: {error}") from error
-        terms.append(term)
-    if len({term.name for term in terms}) < len(terms):
-        raise UserError("loss_functions: each loss can stand in a recipe once.")
-    return terms
-
-
-def _training_arguments(recipe: Recipe) -> tuple[TrainingArguments, int]:
-    """Return the arguments for the trainer, and how many checkpoints to keep."""
-    given: dict[str, Any] = dict(recipe.training_args)
-    keep = max(1, int(given.pop("save_total_limit", 1)))
-    known = list(TrainingArguments.__dataclass_fields__)
-    for name in given:
-        if name not in known:
-            raise UserError(
-                f"training_args.{name}: transformers.TrainingArguments has no such argument.{nearest(name, known)}"
-            )
-    defaults = {
-        "output_dir": str(run_folder(recipe.output_path)),
-        "report_to": "none",
-        "remove_unused_columns": False,
-        "disable_tqdm": True,
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": False,
-        "logging_steps": 10,
+def _parameters(student: Any) -> dict[str, int]:
+    parameters = list(student.parameters())
+    return {
+        "parameters": sum(one.numel() for one in parameters),
+        "trained_parameters": sum(one.numel() for one in parameters if one.requires_grad),
     }
-    try:
-        return TrainingArguments(**{**defaults, **given}), keep
-    except (ValueError, TypeError) as error:
-        raise UserError(f"training_args: {str(error).splitlines()[0]}") from error
 
 
-def _steps(arguments: TrainingArguments, rows: int) -> int:
-    if arguments.max_steps > 0:
-        return arguments.max_steps
-    rows_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return max(1, math.ceil(math.ceil(rows / rows_a_step) * arguments.num_train_epochs))
+def _environment(arguments: Any) -> dict[str, Any]:
+    import accelerate
+    import transformers
 
-
-class _Rows(Dataset[SignalRow]):
-    """The dataset's rows, with their lengths checked, and decoded only if a loss needs the teacher."""
-
-    def __init__(self, dataset: SignalDataset, longest: int, *, decode: bool) -> None:
-        self.dataset = dataset
-        self.decode = decode
-        dataset.keep_shards(SHARDS_KEPT)
-        if dataset.longest > longest:
-            raise UserError(
-                f"sequence_length: the dataset has a row of {dataset.longest} tokens, more than {longest}. "
-                "Raise sequence_length, or capture shorter rows."
-            )
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> SignalRow:
-        return self.dataset.row(index, decode=self.decode)
-
-    def __getitems__(self, indices: list[int]) -> list[SignalRow]:
-        """Return the rows of a batch; those of one shard are decoded together."""
-        return self.dataset.rows(indices, decode=self.decode)
+    return {
+        "limbeck": limbeck.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__, "device": str(arguments.device), "processes": arguments.world_size,
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }  # fmt: skip

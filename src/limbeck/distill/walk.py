@@ -20,10 +20,10 @@ from limbeck.signals.types import (
     at,
 )
 
-CHUNK_LOGITS = 1 << 24  # logits in a chunk: 64 MiB of float32
-BLOCK_LOGITS = 3 << 21  # logits in a block: 24 MiB of float32
+CHUNK_LOGITS = 26 << 20  # logits in a chunk: 104 MiB of float32
+BLOCK_LOGITS = 1 << 20  # logits in a block: 4 MiB of float32, so that what losses make of it stays in a cache
 SMALLEST_CHUNK = 16  # positions
-DEVICE_FACTOR = 8  # an accelerator needs larger products to be busy
+DEVICE_CHUNKS, DEVICE_BLOCKS = 5, 48  # how many times larger both are where a device needs larger work to be busy
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ def walk(positions: Positions, head: OutputHead, terms: Sequence[Term]) -> Itera
     """
     vocabulary, device = head.weight.shape[0], head.weight.device
     teacher = positions.teacher if any(term.loss.signals for term in terms) else None
-    factor = 1 if device.type == "cpu" else DEVICE_FACTOR
-    most = max(SMALLEST_CHUNK, factor * CHUNK_LOGITS // vocabulary)
+    chunks, blocks = (1, 1) if device.type == "cpu" else (DEVICE_CHUNKS, DEVICE_BLOCKS)
+    wider = max(vocabulary, _entries(teacher))
+    most = max(SMALLEST_CHUNK, chunks * CHUNK_LOGITS // wider)
     pairs = teacher.ids.shape[-1] ** 2 if isinstance(teacher, TopkSignal | SampledSignal) else 0
-    widest = max(vocabulary, pairs if any(term.loss.pairwise for term in terms) else 0)
-    rows = max(1, factor * BLOCK_LOGITS // widest)
+    widest = max(wider, pairs if any(term.loss.pairwise for term in terms) else 0)
+    rows = max(1, blocks * BLOCK_LOGITS // widest)
     students, teachers = _Buffer(head), _Buffer(teacher.head.to(device)) if isinstance(teacher, HiddenSignal) else None
     for part in _parts(0, len(positions.targets), most):
         logits = students.logits(positions.hidden[part].detach())
@@ -90,6 +91,13 @@ def walk(positions: Positions, head: OutputHead, terms: Sequence[Term]) -> Itera
         elif isinstance(teacher, DenseSignal):
             scores = teacher.logprobs[part].to(logits.dtype)
         yield Chunk(part, logits, _blocks(positions, teacher, part, rows, scores, vocabulary))
+
+
+def _entries(teacher: TeacherSignal | None) -> int:
+    """Return the vocabulary of a teacher that knows all of its own, which may be larger than the student's."""
+    if isinstance(teacher, HiddenSignal):
+        return teacher.head.weight.shape[0]
+    return teacher.logprobs.shape[-1] if isinstance(teacher, DenseSignal) else 0
 
 
 class _Buffer:

@@ -16,7 +16,8 @@ from torch import nn
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from limbeck.data.tokenizer import train_tokenizer
-from limbeck.distill.optimizers.muon import MuonAdamW, split_by_role
+from limbeck.distill.optimizers.muon import MuonAdamW
+from limbeck.distill.optimizers.roles import split_by_role
 from limbeck.files import digest_of, publish, read_json, write_json
 from limbeck.models.llama import new_llama
 from limbeck.pocket.batches import IGNORED, Batch, exercise_batches, infill_windows, text_windows, token_stream

@@ -1,59 +1,50 @@
 """Muon for hidden matrices and AdamW for everything else, in one optimizer on one schedule.
 
 Muon's update of a matrix is the nearest semi-orthogonal matrix to its Nesterov momentum (Jordan et al., 2024,
-https://kellerjordan.github.io/posts/muon/), scaled by 0.2 * sqrt(max(rows, columns)) so that its root mean square
-matches what AdamW's updates have (Liu et al., arXiv:2502.16982): one learning rate and one weight decay then serve
-both. The iteration runs in float32 where the device has no fast bfloat16, and over all matrices of one shape at once.
+https://kellerjordan.github.io/posts/muon/). It is scaled by 0.2 * sqrt(max(rows, columns)) by default, so that its
+root mean square matches what AdamW's updates have (Liu et al., arXiv:2502.16982): one learning rate and one weight
+decay then serve both. Update and scalings are those of `torch.optim.Muon`, whose iteration runs in bfloat16, matrix by
+matrix; here it runs over all matrices of one shape at once, and in float32 on all processors, with fast bfloat16 and
+without, so that what they train differs by rounding alone. Parameters that FSDP2 shards are made whole for the
+iteration, each on one rank (`sharded`).
 
-The split is by role, not by shape: embeddings and output heads are matrices too, but belong to AdamW.
+Which parameter is what is told by `roles.split_by_role`: embeddings and output heads are matrices too, but AdamW's.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.adamw import adamw
+
+from limbeck.distill.optimizers.sharded import local, on_whole_matrices, ranks_of
+
+Scaling = Literal["match_rms_adamw", "original"]
 
 # Quintic coefficients that push small singular values towards 1 fastest (Jordan et al.).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 ADAMW_UPDATE_RMS = 0.2
-
-
-def split_by_role(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups of a model: hidden matrices for Muon; embeddings, heads, norms and biases for AdamW.
-
-    Weight decay falls on matrices of both kinds of group but embeddings, never on norms and biases.
-    """
-    tables = {
-        id(parameter)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) or name.rsplit(".", 1)[-1] == "lm_head"
-        for parameter in module.parameters(recurse=False)
-    }
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [p for p in trained if p.ndim == 2 and id(p) not in tables]
-    others = [p for p in trained if p.ndim != 2 or id(p) in tables]
-    return [
-        {"params": matrices, "muon": True, "weight_decay": weight_decay},
-        {"params": others, "muon": False, "weight_decay": 0.0},
-    ]
+STACKED_NUMBERS = 1 << 27  # in a stack of matrices on one rank; a larger one would only cost memory
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon over the groups marked `muon`, AdamW over the others.
 
     Args:
-        params: parameter groups, as `split_by_role` makes them; `muon` groups hold matrices `[rows, columns]`.
+        params: parameter groups, as `split_by_role` makes them; `muon` groups hold matrices `[rows, columns]`, or one
+            for each expert, `[experts, rows, columns]`.
         lr: learning rate, on AdamW's scale for both.
         weight_decay: decoupled, multiplied by `lr`; the default of groups that don't say.
         momentum: of Muon's Nesterov average.
         betas: of AdamW.
         eps: of AdamW.
         iterations: of Newton-Schulz.
+        scaling: of Muon's updates: `match_rms_adamw`, or `original`, by sqrt(max(1, rows / columns)), which wants a
+            learning rate of its own (Muon's alone is then `lr`).
 
     Raises:
-        ValueError: a `muon` group holds something that is not a matrix.
+        ValueError: a `muon` group holds something that is not a matrix, or there is no such scaling.
     """
 
     def __init__(
@@ -65,15 +56,18 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         iterations: int = 5,
+        scaling: Scaling = "match_rms_adamw",
     ) -> None:
+        if scaling not in get_args(Scaling):
+            raise ValueError(f"scaling is {scaling!r}, but has to be one of {', '.join(get_args(Scaling))}")
         defaults = {
             "lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps,
-            "iterations": iterations, "muon": False,
+            "iterations": iterations, "scaling": scaling, "muon": False,
         }  # fmt: skip
         super().__init__(params, defaults)
         for group in self.param_groups:
             for parameter in group["params"]:
-                if group["muon"] and parameter.ndim != 2:
+                if group["muon"] and parameter.ndim not in (2, 3):
                     raise ValueError(f"Muon takes matrices; got a parameter of shape {tuple(parameter.shape)}")
 
     @torch.no_grad()
@@ -91,8 +85,10 @@ class MuonAdamW(torch.optim.Optimizer):
             by_shape: dict[tuple[torch.Size, torch.device], list[Tensor]] = {}
             for parameter in trained:
                 by_shape.setdefault((parameter.shape, parameter.device), []).append(parameter)
-            for parameters in by_shape.values():
-                self._step_muon(parameters, group)
+            for (shape, _), parameters in by_shape.items():
+                at_once = max(1, STACKED_NUMBERS // shape.numel()) * ranks_of(parameters[0])
+                for first in range(0, len(parameters), at_once):
+                    self._step_muon(parameters[first : first + at_once], group)
         return loss
 
     def _step_muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -101,13 +97,18 @@ class MuonAdamW(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-            averages.append(parameter.grad.lerp(state["momentum"], group["momentum"]))  # type: ignore[union-attr]
-        scale = ADAMW_UPDATE_RMS * max(parameters[0].shape) ** 0.5
-        updates = orthogonalised(torch.stack(averages), group["iterations"])
+            momentum, gradient = local(state["momentum"]), _gradient(parameter)
+            momentum.lerp_(gradient, 1 - group["momentum"])
+            averages.append(gradient.lerp(momentum, group["momentum"]))
+        rows, columns = parameters[0].shape[-2:]
+        scale = ADAMW_UPDATE_RMS * max(rows, columns) ** 0.5
+        if group["scaling"] == "original":
+            scale = max(1.0, rows / columns) ** 0.5
+        updates = on_whole_matrices(averages, parameters[0], lambda whole: orthogonalised(whole, group["iterations"]))
         for parameter, update in zip(parameters, updates, strict=True):
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+            part = local(parameter)
+            part.mul_(1 - group["lr"] * group["weight_decay"])
+            part.add_(update.to(part.dtype), alpha=-group["lr"] * scale)
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -118,10 +119,10 @@ class MuonAdamW(torch.optim.Optimizer):
                 state["variance"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in parameters]
         adamw(
-            parameters,
-            [parameter.grad for parameter in parameters if parameter.grad is not None],
-            [state["mean"] for state in states],
-            [state["variance"] for state in states],
+            [local(parameter) for parameter in parameters],
+            [_gradient(parameter) for parameter in parameters],
+            [local(state["mean"]) for state in states],
+            [local(state["variance"]) for state in states],
             [],
             [state["step"] for state in states],
             amsgrad=False,
@@ -134,6 +135,12 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
+def _gradient(parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError("only parameters with a gradient are updated")
+    return local(parameter.grad)
+
+
 def orthogonalised(matrices_BRC: Tensor, iterations: int = 5) -> Tensor:
     """Return matrices `[B, R, C]` with singular values near 1 (within about 0.3) and the same singular vectors."""
     work = matrices_BRC.to(_iteration_dtype(matrices_BRC.device))
@@ -143,7 +150,7 @@ def orthogonalised(matrices_BRC: Tensor, iterations: int = 5) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(iterations):
         gram = work @ work.mT
-        work = a * work + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ work
+        work = torch.baddbmm(work, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), work, beta=a)
     return work.mT if tall else work
 
 
