@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -138,3 +139,17 @@ def test_an_override_leaves_the_original_alone() -> None:
 def test_an_override_without_a_value_is_refused(override: str) -> None:
     with pytest.raises(UserError, match="expected key=value"):
         with_overrides({}, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [("losses.0.weight=2", {"losses": [{"weight": 2}, {"weight": 1}]}), ("losses.1=3", {"losses": [{"weight": 1}, 3]})],
+)
+def test_an_override_reaches_into_a_list(override: str, found: dict[str, Any]) -> None:
+    assert with_overrides({"losses": [{"weight": 1}, {"weight": 1}]}, [override]) == found
+
+
+@pytest.mark.parametrize("override", ["losses.2.weight=2", "losses.first.weight=2", "losses.-1=3"])
+def test_an_override_of_no_place_in_a_list_says_how_many_there_are(override: str) -> None:
+    with pytest.raises(UserError, match="is no place in a list of 2"):
+        with_overrides({"losses": [{"weight": 1}, {"weight": 1}]}, [override])

@@ -1,6 +1,7 @@
 """Settings: pydantic models loaded from YAML, with the same names in the file, on the command line and in the docs.
 
-Unknown keys are errors that name the nearest valid key. `--set a.b=c` overrides one value; `c` is read as YAML.
+Unknown keys are errors that name the nearest valid key. `--set a.b=c` overrides one value, `--set a.0.b=c` one in the
+first entry of a list; `c` is read as YAML.
 """
 
 import difflib
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from limbeck.errors import UserError
+
+
+MOST_LISTED = 40  # names in a message
 
 
 class Settings(BaseModel):
@@ -71,21 +75,38 @@ def with_overrides(data: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         if not equals or not key:
             raise UserError(f"--set {override}: expected key=value, such as training.steps=100.")
         *parents, last = key.split(".")
-        node = result
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise UserError(f"--set {override}: {parent} is a value, not a section.")
-        node[last] = yaml.safe_load(text)
+        node: Any = result
+        for depth, parent in enumerate(parents):
+            node = _inside(node, parent, override)
+            if not isinstance(node, dict | list):
+                raise UserError(f"--set {override}: {'.'.join(parents[: depth + 1])} is a value, not a section.")
+        _place(node, last, override)
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
     return result
 
 
+def _inside(node: Any, key: str, override: str) -> Any:
+    """Return what stands at a key of a section, which is made where there is none, or at a place of a list."""
+    if isinstance(node, list):
+        return node[_place(node, key, override)]
+    return node.setdefault(key, {})
+
+
+def _place(node: Any, key: str, override: str) -> int:
+    """Return a place in a list; 0 in a section, where any key will do."""
+    if not isinstance(node, list):
+        return 0
+    if not key.isdecimal() or int(key) >= len(node):
+        raise UserError(f"--set {override}: {key!r} is no place in a list of {len(node)}, which are counted from 0.")
+    return int(key)
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return ` Did you mean 'x'?` for the known name closest to `name`, or a list of those that exist."""
+    """Return ` Did you mean 'x'?` for the known name closest to `name`, or a list of those that exist if it is short."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
-    return f" Known: {', '.join(sorted(known))}." if known else ""
+    return f" Known: {', '.join(sorted(known))}." if 0 < len(known) <= MOST_LISTED else ""
 
 
 def _explain(error: ErrorDetails, model: type[BaseModel]) -> str:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limbeck.sandbox.answers import outcomes, parse_lines
 from limbeck.sandbox.contract import Outcome, same
-from limbeck.sandbox.process import _lines, _outcomes
 
 PLAIN = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -87,10 +87,10 @@ def test_only_a_returned_value_matches(status) -> None:
     ],
 )
 def test_a_line_that_is_not_the_expected_answer_ends_the_reading(forged: bytes) -> None:
-    outcomes = _outcomes(_lines(forged + b'{"call": 0, "value": 1}\n'), 2, "crashed")
-    assert [outcome.status for outcome in outcomes] == ["crashed", "not_run"]
+    found = outcomes(parse_lines(forged + b'{"call": 0, "value": 1}\n'), 2, "crashed")
+    assert [outcome.status for outcome in found] == ["crashed", "not_run"]
 
 
 def test_a_detail_is_a_short_text() -> None:
-    outcomes = _outcomes([{"call": 0, "error": "x" * 9999}, {"call": 1, "error": {"a": 1}}], 2, "crashed")
-    assert [len(outcome.detail) for outcome in outcomes] == [500, 0]
+    found = outcomes([{"call": 0, "error": "x" * 9999}, {"call": 1, "error": {"a": 1}}], 2, "crashed")
+    assert [len(outcome.detail) for outcome in found] == [500, 0]

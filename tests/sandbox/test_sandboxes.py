@@ -14,7 +14,7 @@ from limbeck.sandbox.local import UnsafeLocal
 needs_bubblewrap = pytest.mark.skipif(why_unavailable() is not None, reason=f"{why_unavailable()}")
 
 
-@pytest.fixture(params=[pytest.param(BubblewrapSandbox, marks=needs_bubblewrap), UnsafeLocal], ids=["bwrap", "local"])
+@pytest.fixture(scope="module", params=[pytest.param(BubblewrapSandbox, marks=needs_bubblewrap), UnsafeLocal])
 def sandbox(request: pytest.FixtureRequest) -> Sandbox:
     return request.param()
 

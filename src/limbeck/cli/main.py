@@ -7,9 +7,12 @@ import typer
 
 from limbeck import __version__
 from limbeck.cli.capture import capture
+from limbeck.cli.chat import chat
 from limbeck.cli.check import check
+from limbeck.cli.complete import complete
 from limbeck.cli.demo import demo
 from limbeck.cli.evaluate import evaluate
+from limbeck.cli.evaluate_infill import evaluate_infill
 from limbeck.cli.export import export
 from limbeck.cli.models import models
 from limbeck.cli.pocket import pocket
@@ -35,7 +38,10 @@ app.add_typer(pocket, name="pocket")
 app.add_typer(signals, name="signals")
 app.add_typer(models, name="models")
 app.add_typer(tokenizer, name="tokenizer")
-for command in (capture, train, train_raw_text, export, evaluate, check, submit, validate, verify, serve):
+for command in (
+    capture, train, train_raw_text, export, complete, chat, evaluate, evaluate_infill, check, submit, validate, verify,
+    serve,
+):  # fmt: skip
     app.command()(command)
 
 

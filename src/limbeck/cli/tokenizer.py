@@ -1,4 +1,4 @@
-"""`limbeck tokenizer`: a student's vocabulary."""
+"""`limbeck tokenizer`: a student's vocabulary, trained from text or taken over from a teacher."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,11 +6,6 @@ from typing import Annotated, Literal
 import typer
 
 tokenizer = typer.Typer(name="tokenizer", help="A student's vocabulary.", no_args_is_help=True)
-
-
-@tokenizer.callback()
-def group() -> None:
-    """Keep `transplant` a command of its own, also while it is the only one."""
 
 
 @tokenizer.command()
@@ -42,4 +37,36 @@ def transplant(
     say(f"{result.old_vocabulary} rows became {result.new_vocabulary}: {counts}")
     for token, pieces in result.examples.get("composed", [])[:3]:
         say(f"  {token!r} from {' + '.join(map(repr, pieces))}")
+    typer.echo(out)
+
+
+@tokenizer.command()
+def train(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Files (JSONL, Parquet, plain), folders, globs, or datasets of the hub.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the tokenizer.")] = Path("tokenizer"),
+    vocabulary: Annotated[int | None, typer.Option(help="Entries, special tokens included. Default: 16384.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe to start from, such as recipes/tokenizers/…")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting of the recipe: key=value.")
+    ] = None,
+) -> None:
+    """Train a tokenizer, with entries for chat roles, filling in the middle, padding and the end of text."""
+    from limbeck.data.tokenizer_training import TokenizerRecipe, train_tokenizer_folder
+    from limbeck.progress import say
+    from limbeck.settings import read_yaml, validate_settings, with_overrides
+
+    data = read_yaml(recipe) if recipe else {}
+    if texts:
+        data["texts"] = texts
+    if vocabulary is not None:
+        data["vocabulary"] = vocabulary
+    asked = validate_settings(with_overrides(data, settings or []), TokenizerRecipe, str(recipe or "tokenizer"))
+    trained = train_tokenizer_folder(asked, out)
+    say(f"{trained.entries:,} entries from {trained.documents:,} documents; digest {trained.digest[:16]}")
+    if trained.entries < asked.vocabulary:
+        say(f"the text has no more to give: {asked.vocabulary:,} entries were asked for")
+    if trained.bytes_a_token is not None:
+        say(f"{trained.bytes_a_token:.3f} bytes a token on {trained.held_out:,} documents kept from training")
     typer.echo(out)

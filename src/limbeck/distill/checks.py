@@ -88,9 +88,9 @@ def check(recipe: Recipe) -> Checked:
     if isinstance(recipe.teacher, DatasetTeacher):
         check_stored(recipe.teacher, terms, sources)
     signals = [one for one in sources.values() if isinstance(one, Stored)]
-    tokenizer = load_tokenizer(recipe.model, recipe.model_revision)
+    tokenizer = load_tokenizer(recipe.tokenizer_source, recipe.model_revision)
     digest = tokenizer_digest(tokenizer)
-    begun = start(recipe, max([len(tokenizer), *(one.vocabulary for one in signals)]))
+    begun = start(recipe, tokenizer, max([len(tokenizer), *(one.vocabulary for one in signals)]))
     check_tokens(recipe, begun, digest, signals)
     check_lengths(recipe, begun, list(sources.values()))
 

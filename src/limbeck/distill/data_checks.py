@@ -71,14 +71,14 @@ def check_tokens(recipe: Recipe, begun: Start, digest: str, signals: Sequence[St
     for one in signals:
         if one.tokenizer_digest not in (None, digest):
             raise UserError(
-                f"model: {recipe.model}: this student's tokenizer ({digest[:12]}…) is not the one that {one.where} was "
+                f"model: {recipe.student_name}: this student's tokenizer ({digest[:12]}…) is not the one that {one.where} was "
                 f"captured with ({str(one.tokenizer_digest)[:12]}…). Train a student with the teacher's tokenizer "
                 "(limbeck tokenizer transplant makes one), or capture with the student's."
             )
         padded = one.kind in LISTED and one.vocabulary < begun.vocabulary
         if isinstance(recipe.teacher, DatasetTeacher) and one.vocabulary != begun.vocabulary and not padded:
             raise UserError(
-                f"model: {recipe.model}: a vocabulary of {begun.vocabulary}, but the signals in {one.where} are over "
+                f"model: {recipe.student_name}: a vocabulary of {begun.vocabulary}, but the signals in {one.where} are over "
                 f"{one.vocabulary}. Choose another student, or resize it (resize_embeddings_to_multiple_of)."
             )
 
@@ -96,6 +96,6 @@ def check_lengths(recipe: Recipe, begun: Start, sources: Sequence[Opened]) -> No
     context = getattr(decoder_config(begun.config), "max_position_embeddings", None)
     if context is not None and longest > context:  # packed documents count their positions from 0 each
         raise UserError(
-            f"sequence_length: rows of {longest} tokens, but {recipe.model} reads {context} at most "
+            f"sequence_length: rows of {longest} tokens, but {recipe.student_name} reads {context} at most "
             "(max_position_embeddings). Lower sequence_length, or capture shorter rows."
         )

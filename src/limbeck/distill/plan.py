@@ -20,6 +20,7 @@ from limbeck.distill.rows import Rows, RowSet
 from limbeck.distill.sources import Stored
 from limbeck.distill.teachers.settings import HfTeacher, MixedTeachers
 from limbeck.distill.walk import BLOCK_LOGITS, CHUNK_LOGITS, DEVICE_BLOCKS, DEVICE_CHUNKS
+from limbeck.distill.ternary import ramp_of
 from limbeck.engines.transformers import quiet
 
 EXACT = 4  # bytes of a float32
@@ -71,6 +72,7 @@ def make_plan(checked: Checked, rows: Rows | None) -> Plan:
     }
     a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
     count, tokens = _size(checked, rows)
+    ramp_of(checked.recipe.quantisation, steps_of(arguments, count))
     return Plan(
         parameters=total,
         trained=trained,

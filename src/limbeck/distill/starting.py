@@ -6,19 +6,27 @@ in a second, however large it is, so that a recipe is checked, and a run planned
 
 import importlib.util
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from limbeck.distill.layers import decoder_config
-from limbeck.distill.recipe import LoraSettings, Recipe
+from limbeck.distill.making import (
+    check_fields,
+    converted,
+    converted_configuration,
+    preset_configuration,
+    untrained,
+)
+from limbeck.distill.recipe import DenseModel, LoraSettings, PresetModel, Recipe
 from limbeck.engines.transformers import check_source, quiet
-from limbeck.errors import UserError
+from limbeck.errors import LimbeckError, UserError
 from limbeck.settings import nearest
 
 FLASH = "flash_attention_2"
@@ -64,28 +72,29 @@ def open_config(name: str, key: str, *, revision: str | None = None, trust_remot
         raise UserError(f"{key}: {name}: no configuration can be read from here ({first}).") from error
 
 
-def start(recipe: Recipe, wanted_vocabulary: int = 0) -> Start:
+def start(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, wanted_vocabulary: int = 0) -> Start:
     """Return what is known of the recipe's student.
 
     Args:
         recipe: the recipe.
+        tokenizer: the student's.
         wanted_vocabulary: entries that the tokenizer and the signals call for; looked at where the recipe resizes.
 
     Raises:
         UserError: there is no such model or class, or the recipe names a module that it doesn't have.
     """
-    config = open_config(
-        recipe.model, "model", revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
-    )
-    auto_class = _auto_class(recipe)
-    try:
-        with quiet(), torch.device("meta"):
-            skeleton = auto_class.from_config(config, trust_remote_code=recipe.trust_remote_code)
-    except (ValueError, ImportError, AttributeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(
-            f"model_auto_class: {recipe.model} is no model for transformers.{recipe.model_auto_class} ({first[:200]})."
-        ) from error
+    if isinstance(recipe.model, PresetModel):
+        config: Any = preset_configuration(recipe.model, tokenizer)
+    else:
+        key = "model.from_dense" if isinstance(recipe.model, DenseModel) else "model"
+        config = open_config(
+            recipe.student_name, key, revision=recipe.model_revision, trust_remote_code=recipe.trust_remote_code
+        )
+    skeleton = _skeleton(recipe, config)
+    if isinstance(recipe.model, DenseModel):
+        config = converted_configuration(recipe.model, skeleton)
+        skeleton = _skeleton(recipe, config)
+    check_fields(recipe, skeleton)
     vocabulary = int(decoder_config(config).vocab_size)
     if multiple := recipe.resize_embeddings_to_multiple_of:
         vocabulary = -(-max(wanted_vocabulary or vocabulary, 1) // multiple) * multiple
@@ -95,39 +104,76 @@ def start(recipe: Recipe, wanted_vocabulary: int = 0) -> Start:
     return Start(config, skeleton, vocabulary, _dtype(recipe), _attention(recipe))
 
 
-def load_student(recipe: Recipe, begun: Start) -> PreTrainedModel:
+def load_student(
+    recipe: Recipe, begun: Start, *, seed: int = 0, calibration: Callable[[], Tensor] | None = None
+) -> PreTrainedModel:
     """Return the student with its weights, resized, frozen and with adapters as the recipe says, on the processor.
+
+    Args:
+        recipe: the recipe.
+        begun: its student.
+        seed: of the weights of an untrained student.
+        calibration: returns token ids `[B, T]` of training rows, for a student that is made of a dense model.
 
     Raises:
         UserError: its weights are missing, are pickled, or are not what the configuration says.
     """
-    if Path(recipe.model).is_dir() and not any(Path(recipe.model).glob("*.safetensors")):
-        raise UserError(
-            f"model: {recipe.model}: no *.safetensors file here. Save the model with save_pretrained; "
-            "pickle checkpoints, which can run code when they are loaded, are not read."
-        )
-    told = {name: value for name, value in recipe.model_kwargs.items() if name not in ("dtype", "torch_dtype")}
-    if begun.attention:
-        told["attn_implementation"] = begun.attention
-    try:
-        with quiet():
-            model, report = _auto_class(recipe).from_pretrained(
-                recipe.model, revision=recipe.model_revision, dtype=begun.dtype, use_safetensors=True,
-                trust_remote_code=recipe.trust_remote_code, output_loading_info=True, **told,
-            )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, ImportError, TypeError) as error:
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise UserError(f"model: {recipe.model}: no model can be loaded from here ({first}).") from error
-    if missing := sorted(report["missing_keys"]):
-        raise UserError(
-            f"model: {recipe.model}: its weights lack {len(missing)} tensors that config.json calls for, {missing[0]} "
-            "among them. Save the whole model again."
-        )
+    if isinstance(recipe.model, PresetModel):
+        model = untrained(begun.config, seed, begun.dtype, begun.attention)
+    else:
+        model = _stored(recipe, begun)
+    if isinstance(recipe.model, DenseModel):
+        if calibration is None:
+            raise LimbeckError("a student that is made of a dense model needs text to be calibrated on.")
+        model = converted(recipe.model, model, calibration(), begun.attention)
     if recipe.resize_embeddings_to_multiple_of:
         with quiet():
             model.resize_token_embeddings(begun.vocabulary)
     freeze(model, recipe)
     return with_adapters(model, recipe.lora) if recipe.lora else model
+
+
+def _skeleton(recipe: Recipe, config: Any) -> PreTrainedModel:
+    auto_class = _auto_class(recipe)
+    try:
+        with quiet(), torch.device("meta"):
+            skeleton: PreTrainedModel = auto_class.from_config(config, trust_remote_code=recipe.trust_remote_code)
+    except (ValueError, ImportError, AttributeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(
+            f"model_auto_class: {recipe.student_name} is no model for transformers.{recipe.model_auto_class} "
+            f"({first[:200]})."
+        ) from error
+    return skeleton
+
+
+def _stored(recipe: Recipe, begun: Start) -> PreTrainedModel:
+    """Return the model that the recipe names, with its weights."""
+    name = recipe.student_name
+    if Path(name).is_dir() and not any(Path(name).glob("*.safetensors")):
+        raise UserError(
+            f"model: {name}: no *.safetensors file here. Save the model with save_pretrained; "
+            "pickle checkpoints, which can run code when they are loaded, are not read."
+        )
+    told = {key: value for key, value in recipe.model_kwargs.items() if key not in ("dtype", "torch_dtype")}
+    if begun.attention:
+        told["attn_implementation"] = begun.attention
+    try:
+        with quiet():
+            model, report = _auto_class(recipe).from_pretrained(
+                name, revision=recipe.model_revision, dtype=begun.dtype, use_safetensors=True,
+                trust_remote_code=recipe.trust_remote_code, output_loading_info=True, **told,
+            )  # fmt: skip
+    except (OSError, ValueError, RuntimeError, ImportError, TypeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise UserError(f"model: {name}: no model can be loaded from here ({first}).") from error
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(
+            f"model: {name}: its weights lack {len(missing)} tensors that config.json calls for, {missing[0]} "
+            "among them. Save the whole model again."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
 
 
 def freeze(model: nn.Module, recipe: Recipe) -> None:
@@ -142,7 +188,7 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
         found = modules.get(name) or modules.get(f"{prefix}.{name}")
         if found is None:
             raise UserError(
-                f"frozen_modules.{index}: {recipe.model} has no module {name!r}.{nearest(name, _near(name, modules))}"
+                f"frozen_modules.{index}: {recipe.student_name} has no module {name!r}.{nearest(name, _near(name, modules))}"
             )
         found.requires_grad_(False)
     for index, pattern in enumerate(recipe.frozen_res):
@@ -152,7 +198,9 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
             raise UserError(f"frozen_res.{index}: {pattern!r} is no regular expression ({error}).") from error
         matching = [parameter for name, parameter in model.named_parameters() if expression.search(name)]
         if not matching:
-            raise UserError(f"frozen_res.{index}: no parameter of {recipe.model} has a name that {pattern!r} matches.")
+            raise UserError(
+                f"frozen_res.{index}: no parameter of {recipe.student_name} has a name that {pattern!r} matches."
+            )
         for parameter in matching:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):

@@ -19,6 +19,8 @@ import limbeck
 from limbeck.distill.alignment import Alignment, split_terms
 from limbeck.distill.checkpoints import complete_checkpoints, drop_incomplete, step_of
 from limbeck.distill.checks import Checked, check
+from limbeck.distill.layers import decoder_config
+from limbeck.distill.making import calibration
 from limbeck.distill.places import PAGE, PREPARED, RESULT, run_folder
 from limbeck.distill.plan import Plan, make_plan, steps_of
 from limbeck.distill.recipe import Recipe
@@ -29,6 +31,7 @@ from limbeck.distill.starting import load_student, without_adapters
 from limbeck.distill.student import DistilledStudent
 from limbeck.distill.teachers.online import OnlineTeacher, open_teacher
 from limbeck.distill.teachers.settings import HfTeacher, MixedTeachers, ServedTeacher
+from limbeck.distill.ternary import ramp_of
 from limbeck.distill.trainer import DistillationTrainer
 from limbeck.distill.training_page import write_page
 from limbeck.distill.view import TeacherView
@@ -78,9 +81,13 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
     done = step_of(checkpoints[-1]) if checkpoints else 0
     if done and arguments.should_save:
         say(f"Going on from step {done}")
-    student = load_student(recipe, checked.start).train()
-    parameters = _parameters(student)
     steps = steps_of(arguments, len(rows.train) if isinstance(rows.train, RowSet) else None)
+    ramp_of(recipe.quantisation, steps)
+    longest = min(recipe.sequence_length, decoder_config(checked.start.config).max_position_embeddings)
+    student = load_student(
+        recipe, checked.start, seed=arguments.seed, calibration=lambda: calibration(rows, longest)
+    ).train()
+    parameters = _parameters(student)
     label = title or f"training {folder.name}"
     with _teacher(checked) as teacher, bar(label, steps, done, visible=arguments.should_save) as shown:
         roll = _rollout(checked, student)
@@ -89,6 +96,7 @@ def train(recipe: Recipe, title: str = "") -> TrainingResult:
             _with_losses(checked, student), arguments, rows.train, lengths, checked.tokenizer, recipe.optimizer,
             checked.arguments.keep, shown, roll=roll, annotate=_annotate(checked, teacher),
             eval_dataset=rows.evaluation, signal_bytes=_signal_bytes(checked), packed=_packed(checked),
+            quantisation=recipe.quantisation,
         )  # fmt: skip
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)

@@ -32,10 +32,11 @@ from limbeck.distill.isolation import check_isolation
 from limbeck.distill.meters import Meters, Watch
 from limbeck.distill.optimizers.muon import MuonAdamW
 from limbeck.distill.optimizers.roles import describe, split_by_role
-from limbeck.distill.recipe import OptimizerSettings
+from limbeck.distill.recipe import OptimizerSettings, QuantisationSettings
 from limbeck.distill.running_state import check_storable, whole
 from limbeck.distill.sampling import LengthGroupedOrder
 from limbeck.distill.student import DistilledStudent
+from limbeck.distill.ternary import TernaryTraining, decay_at, largest_over_ranks
 from limbeck.distill.view import TeacherView
 from limbeck.distill.wrapping import leaves_parameters_unused, settle_fsdp
 from limbeck.errors import UserError
@@ -66,6 +67,7 @@ class DistillationTrainer(Trainer):
         eval_dataset: held-out rows, map-style.
         signal_bytes: of the stored signal, a token; for the log.
         packed: rows hold several documents; the student is tried on whether it keeps them apart.
+        quantisation: how the rounding of a ternary student sets in.
 
     Raises:
         UserError: a stream, and `max_steps` does not say where it ends; or the student mixes up packed documents.
@@ -87,6 +89,7 @@ class DistillationTrainer(Trainer):
         eval_dataset: Any = None,
         signal_bytes: float = 0.0,
         packed: bool = False,
+        quantisation: QuantisationSettings | None = None,
     ) -> None:
         if row_lengths is None and args.max_steps <= 0:
             raise UserError("training_args.max_steps: a stream has no length, so the number of steps has to be given.")
@@ -97,6 +100,7 @@ class DistillationTrainer(Trainer):
         self.annotate = annotate
         self.meters = Meters(signal_bytes)
         self.watch = Watch()
+        self.ternary = TernaryTraining(model.student, quantisation)
         self._resumed: Path | None = None
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = leaves_parameters_unused(model)
@@ -114,6 +118,11 @@ class DistillationTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
         if packed:
             check_isolation(model.student)
+
+    def train(self, *arguments: Any, **named: Any) -> Any:
+        """Train, and watch the student's ternary layers if there are any."""
+        with self.ternary.training():
+            return super().train(*arguments, **named)
 
     # Data
 
@@ -154,11 +163,20 @@ class DistillationTrainer(Trainer):
         self, epoch_iterator: Any, num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, SignalBatch]], Tensor]:
         """Return the micro-batches of the next optimisation step, rolled out, and how many tokens count in it."""
+        self._before_step(self.state.global_step, self.state.max_steps)
         samples = [inputs for _, inputs in zip(range(num_batches), epoch_iterator, strict=False)]
         if self.roll is not None:
             step = self.state.global_step
             samples = [{"batch": self.roll(one["batch"], step, number)} for number, one in enumerate(samples)]
         return samples, self._get_num_items_in_batch(samples, device)
+
+    def _before_step(self, step: int, steps: int) -> None:
+        """Set what is a function of the step alone: how strongly ternary layers round, and the weight decay."""
+        self.ternary.before_step(step, steps)
+        if self.optimizer_settings is not None and self.optimizer is not None:
+            for group in self.inner_optimizer.param_groups:
+                if group.get("muon"):
+                    group["weight_decay"] = decay_at(self.optimizer_settings, step, steps)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, SignalBatch]], device: torch.device) -> Tensor:
         """Count the tokens that are trained in this optimisation step, over all micro-batches and ranks."""
@@ -242,6 +260,8 @@ class DistillationTrainer(Trainer):
         """Log what the base class logs, and what the meters show since the last time."""
         if "loss" in logs:
             logs = {**logs, **self.meters.read(self._summed)}
+            largest = largest_over_ranks(self.accelerator.gather, self.args.device)
+            logs |= self.ternary.logged(self.state.global_step, largest, speaks=self.is_world_process_zero())
         if "train_loss" in logs:  # of the whole run, as if it had not been interrupted
             logs = {**logs, "train_loss": self._total_loss_scalar / max(self.state.global_step, 1)}
         super().log(logs, start_time)
@@ -264,11 +284,12 @@ class DistillationTrainer(Trainer):
         training = model.training
         model.eval()
         totals: dict[str, Tensor] = {}
-        for step in range(division.steps(len(rows))):
-            batch, view = self._annotated(batches[0, step].to(self.args.device))
-            loss, parts = model(batch, 1.0, view)
-            for name, value in {"loss": loss, **parts, "tokens": batch.counted.sum()}.items():
-                totals[name] = totals.get(name, 0) + value.double()
+        with self.ternary.whole():
+            for step in range(division.steps(len(rows))):
+                batch, view = self._annotated(batches[0, step].to(self.args.device))
+                loss, parts = model(batch, 1.0, view)
+                for name, value in {"loss": loss, **parts, "tokens": batch.counted.sum()}.items():
+                    totals[name] = totals.get(name, 0) + value.double()
         model.train(training)
         summed = self._summed(torch.stack(list(totals.values()))).tolist()
         values = dict(zip(totals, summed, strict=True))
@@ -325,10 +346,15 @@ class DistillationTrainer(Trainer):
             "loss_before": torch.tensor(self._total_loss_scalar, dtype=torch.float64),
             "steps": torch.tensor(steps),
             **{f"mean/{name}": value for name, value in self.meters.losses.items()},
+            **self.ternary.unlogged(self.state.global_step),
         }
 
     def _restore_unlogged(self) -> None:
-        if self._resumed is None or not (sums := saving.load_this_process(self, self._resumed)):
+        if self._resumed is None:
+            return
+        sums = saving.load_this_process(self, self._resumed)
+        self.ternary.restore(sums)
+        if not sums:
             return
         self._tr_loss = sums["loss"].to(self.args.device)
         self._total_loss_scalar = sums["loss_before"].item()

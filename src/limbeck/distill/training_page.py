@@ -26,11 +26,12 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
     figures, environment = result["figures"], result["environment"]
     report = Report(
         f"Training {Path(recipe['output_path']).name}",
-        f"{recipe['project_name']}: {recipe['model']}, {figures['steps']:,} steps",
+        f"{recipe['project_name']}: {_started_from(recipe['model'])}, {figures['steps']:,} steps",
         footer=f"limbeck {environment['limbeck']} train, on {environment['processes']} x {environment['device']}",
     )
     report.facts(_facts(result))
-    losses = [name for name in _names(history) if name not in (*NOT_LOSSES, *FIGURES)]
+    names = [name for name in _names(history) if name not in (*NOT_LOSSES, *FIGURES)]
+    losses = [name for name in names if not name.startswith("ternary_")]
     if history:
         report.section("Losses", "Each loss is a mean over the tokens that counted. Minimised is their weighted sum.")
         report.figure(_curves(history, ["loss"], "weighted sum of the losses"), "The loss that is minimised.")
@@ -41,6 +42,8 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
         for name in (name for name in _names(evaluations) if name.startswith("eval_")):
             if name not in ("eval_loss", "eval_tokens"):
                 report.figure(_curves(evaluations, [name], name), f"`{name.removeprefix('eval_')}` on held-out rows.")
+    if history and len(losses) < len(names):
+        _ternary_layers(report, history)
     if history:
         report.section("Speed and memory")
         for names, label, caption in (
@@ -58,6 +61,31 @@ def write_page(path: Path, result: Mapping[str, Any]) -> None:
     report.table(["environment", ""], [[str(key), str(value)] for key, value in environment.items()])
     report.code(yaml.safe_dump(_without_nothing(recipe), sort_keys=False, allow_unicode=True))
     report.save(path)
+
+
+def _started_from(model: Any) -> str:
+    """Return what training started from, in words."""
+    if isinstance(model, str):
+        return model
+    return f"{model['preset']}, untrained" if "preset" in model else f"{model['from_dense']}, made ternary"
+
+
+def _ternary_layers(report: Report, history: Entries) -> None:
+    """Add the section on the health of ternary layers."""
+    fallen = max(int(entry.get("ternary_fallen", 0)) for entry in history)
+    told = "Means over all layers, at each logged step."
+    if fallen:
+        told += f" The scale of {fallen} layers fell tenfold: weight decay or the learning rate is too high."
+    report.section("Ternary layers", told)
+    for names, label, caption in (
+        (["minus", "zero", "plus"], "share", "Shares of the codes -1, 0 and 1."),
+        (["flips"], "share", "Codes that changed since the last log."),
+        (["update"], "update / gamma", "Root mean square of what the weights changed by since the last log."),
+        (["least_scale"], "gamma", "The least scale of any layer."),
+        (["largest_input"], "input", "The largest input of any layer, in absolute value."),
+        (["strength"], "strength", "How much of the rounding was applied: 0 is a dense student, 1 a ternary one."),
+    ):
+        report.figure(_curves(history, [f"ternary_{name}" for name in names], label), caption)
 
 
 def _facts(result: Mapping[str, Any]) -> dict[str, Fact]:

@@ -1,12 +1,11 @@
 """Engine `transformers`, generating: prompts in batches, each completion drawn by a random stream of its own.
 
 The library walks the batch (padding on the left, a key-value cache); which token is taken, and where a completion ends,
-is decided here. A draw is one number between 0 and 1 from the completion's own stream, looked up in the cumulated
-probabilities, so that it depends on no other completion: another batch gives the same text, but for tokens whose
-probabilities are level to the last digit.
+is decided by `limbeck.engines.writing`. A draw depends on no other completion: another batch gives the same text, but
+for tokens whose probabilities are level to the last digit.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,21 +21,19 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from limbeck.engines.completions import (
-    Completion,
-    Generator,
-    Prompt,
-    Sampling,
-    Usage,
-    completion_seed,
-    prompt_ids,
-)
+from limbeck.engines.completions import Completion, Prompt, Sampling, completion_seed, prompt_ids
 from limbeck.engines.registry import opens
 from limbeck.engines.settings import TransformersEngine
 from limbeck.engines.transformers import generating_by, load_model, quiet
-from limbeck.errors import UserError
-from limbeck.signals.tail import log_complement
-from limbeck.signals.types import TopkSignal
+from limbeck.engines.writing import (
+    OnToken,
+    TextStopper,
+    TokenChooser,
+    check_fit,
+    completed,
+    end_tokens,
+    unheard,
+)
 
 Job = tuple[int, int]
 
@@ -58,7 +55,8 @@ class TransformersGenerator:
         self._tokenizer = tokenizer
         self._batch_tokens = engine.batch_tokens
         self._name = name
-        self._ends = _end_tokens(model, tokenizer)
+        self.context: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.ends = end_tokens(getattr(model.generation_config, "eos_token_id", None), tokenizer)
         self.description: dict[str, Any] = {
             **engine.model_dump(mode="json", exclude={"device"}),
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -67,8 +65,10 @@ class TransformersGenerator:
         }
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], sampling: Sampling, *, first_prompt: int = 0) -> list[Completion]:
-        """Return completions of each prompt; see `Generator`.
+    def generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, *, first_prompt: int = 0, on_token: OnToken = unheard
+    ) -> list[Completion]:
+        """Return completions of each prompt; see `LocalGenerator`.
 
         Raises:
             UserError: a prompt and its completion do not fit into the model's context.
@@ -76,17 +76,12 @@ class TransformersGenerator:
         if self._model is None:
             raise ValueError("this generator is closed")
         ids = [prompt_ids(self._tokenizer, prompt) for prompt in prompts]
-        context = getattr(self._model.config, "max_position_embeddings", None)
-        for place, prompt in enumerate(ids):
-            if context is not None and len(prompt) + sampling.max_tokens > context:
-                raise UserError(
-                    f"prompt {first_prompt + place}: its {len(prompt)} tokens and {sampling.max_tokens} new ones are "
-                    f"more than the model's context of {context}. Lower sampling.max_tokens, or shorten the prompt."
-                )
+        check_fit(ids, sampling, self.context, first_prompt)
         jobs = [(place, choice) for place in range(len(ids)) for choice in range(sampling.n)]
         found: dict[Job, Completion] = {}
         for batch in self._batches(jobs, ids, sampling):
-            for job, completion in zip(batch, self._write(batch, ids, sampling, first_prompt), strict=True):
+            written = self._write(batch, ids, sampling, first_prompt, on_token)
+            for job, completion in zip(batch, written, strict=True):
                 found[job] = completion
         return [found[job] for job in jobs]
 
@@ -104,7 +99,7 @@ class TransformersGenerator:
             ordered = ordered[size:]
 
     def _write(
-        self, batch: list[Job], ids: list[list[int]], sampling: Sampling, first_prompt: int
+        self, batch: list[Job], ids: list[list[int]], sampling: Sampling, first_prompt: int, on_token: OnToken
     ) -> Iterator[Completion]:
         """Yield the completions of a batch, in order."""
         assert self._model is not None
@@ -116,8 +111,9 @@ class TransformersGenerator:
             ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
             attention_BT[row, width - len(prompt) :] = 1
         seeds = [completion_seed(sampling, first_prompt + place, choice) for place, choice in batch]
-        chooser = _Chooser(sampling, seeds)
-        stopper = _Stopper(self._tokenizer, self._ends, sampling.stop, width, len(batch))
+        chooser = TokenChooser(sampling, seeds)
+        stopper = TextStopper(self._tokenizer, self.ends, sampling.stop, len(batch))
+        stop = _Stop(stopper, width, lambda row, token: on_token(*batch[row], token))
         settings = GenerationConfig(
             do_sample=False, max_new_tokens=sampling.max_tokens, use_cache=True, eos_token_id=None, pad_token_id=0
         )
@@ -125,129 +121,47 @@ class TransformersGenerator:
             written_BS = self._model.generate(
                 ids_BT.to(self._model.device),
                 attention_mask=attention_BT.to(self._model.device),
-                logits_processor=LogitsProcessorList([chooser]),
-                stopping_criteria=StoppingCriteriaList([stopper]),
+                logits_processor=LogitsProcessorList([_Choice(chooser)]),
+                stopping_criteria=StoppingCriteriaList([stop]),
             )[:, width:].tolist()
         for row, (place, choice) in enumerate(batch):
-            length = stopper.lengths[row] or len(written_BS[row])
-            chosen = tuple(written_BS[row][:length])
-            top, token_logprobs = chooser.said(row, length)
-            yield Completion(
-                prompt=first_prompt + place,
-                choice=choice,
-                text=stopper.text_of(chosen),
-                ids=chosen,
-                finish_reason="stop" if stopper.lengths[row] else "length",
-                usage=Usage(len(prompts[row]), length),
-                model=self._name,
-                top=top,
-                token_logprobs=token_logprobs,
-                prompt_ids=tuple(prompts[row]),
-            )
+            yield completed(
+                row, written_BS[row], chooser, stopper, prompt=first_prompt + place, choice=choice,
+                prompt_ids=prompts[row], model=self._name,
+            )  # fmt: skip
 
 
-class _Chooser(LogitsProcessor):
-    """Takes each row's next token, and leaves the library no other choice."""
+class _Choice(LogitsProcessor):
+    """Leaves the library no other choice than the chooser's."""
 
-    def __init__(self, sampling: Sampling, seeds: list[int]) -> None:
-        self._sampling = sampling
-        self._draws_BS = torch.stack(
-            [
-                torch.rand(sampling.max_tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-                for seed in seeds
-            ]
-        )
-        self._step = 0
-        self._said: list[tuple[Tensor, Tensor, Tensor]] = []
+    def __init__(self, chooser: TokenChooser) -> None:
+        self._chooser = chooser
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logits_BV = scores.float()
-        if logits_BV.device.type == "mps":  # has no float64
-            logits_BV = logits_BV.cpu()
-        chosen_B = self._chosen(logits_BV)
-        if self._sampling.top_logprobs:
-            logprobs_BV = logits_BV.double().log_softmax(-1)
-            best_BK, ids_BK = logprobs_BV.topk(min(self._sampling.top_logprobs, logprobs_BV.shape[-1]), dim=-1)
-            own_B = logprobs_BV.gather(-1, chosen_B[:, None])[:, 0]
-            self._said.append((ids_BK.cpu(), best_BK.cpu(), own_B.cpu()))
-        self._step += 1
+        chosen_B = self._chooser.take(scores)
         return torch.full_like(scores, float("-inf")).scatter(-1, chosen_B[:, None].to(scores.device), 0.0)
 
-    def _chosen(self, logits_BV: Tensor) -> Tensor:
-        if self._sampling.temperature == 0:
-            return logits_BV.argmax(-1)
-        mass_BV = (logits_BV.double() / self._sampling.temperature).softmax(-1)
-        if self._sampling.top_p < 1:
-            falling_BV, order_BV = mass_BV.sort(dim=-1, descending=True, stable=True)
-            falling_BV[falling_BV.cumsum(-1) - falling_BV >= self._sampling.top_p] = 0.0
-            mass_BV = torch.zeros_like(mass_BV).scatter(-1, order_BV, falling_BV)
-        below_BV = mass_BV.cumsum(-1)
-        drawn_B1 = self._draws_BS[:, self._step, None].to(below_BV.device) * below_BV[:, -1:]
-        return torch.searchsorted(below_BV, drawn_B1, right=True)[:, 0].clamp(max=mass_BV.shape[-1] - 1)
 
-    def said(self, row: int, length: int) -> tuple[TopkSignal | None, Tensor | None]:
-        """Return what the model said about a row's first tokens, and their own log-probabilities."""
-        if not self._said:
-            return None, None
-        ids_SK, best_SK, own_S = (torch.stack([step[part][row] for step in self._said[:length]]) for part in range(3))
-        signal = TopkSignal(
-            ids=ids_SK,
-            logprobs=best_SK.float(),
-            log_tail_mass=log_complement(best_SK.logsumexp(-1)).float(),
-            log_normalisers=torch.zeros(length, 1),
-            temperatures=(1.0,),
-            mask=torch.ones(length, dtype=torch.bool),
-        )
-        return signal, own_S.float()
+class _Stop(StoppingCriteria):
+    """Ends rows where the stopper does, and tells the tokens of those that go on."""
 
-
-class _Stopper(StoppingCriteria):
-    """Ends a row at an end-of-text token or a stop text, and remembers where.
-
-    Attributes:
-        lengths: of each row that ended so, its tokens up to and with the one that ended it; 0 for the others.
-    """
-
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, ends: frozenset[int], stop: tuple[str, ...], width: int, rows: int
-    ) -> None:
-        self._tokenizer, self._ends, self._stop, self._width = tokenizer, ends, stop, width
-        # a token that adds no byte to the text is rare; a few more than the bytes of the longest stop text are enough
-        self._reach = max((len(text.encode()) for text in stop), default=0) + 8
-        self.lengths = [0] * rows
+    def __init__(self, stopper: TextStopper, width: int, hear: Callable[[int, int], None]) -> None:
+        self._stopper, self._width, self._hear = stopper, width, hear
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         length = input_ids.shape[1] - self._width
-        recent = input_ids[:, -min(length, self._reach) :].tolist()
-        for row, tokens in enumerate(recent):
-            if not self.lengths[row] and (tokens[-1] in self._ends or self._stops(tokens)):
-                self.lengths[row] = length
-        return torch.tensor([done > 0 for done in self.lengths], device=input_ids.device)
-
-    def _stops(self, tokens: list[int]) -> bool:
-        return bool(self._stop) and any(text in self._decoded(tokens) for text in self._stop)
-
-    def text_of(self, tokens: Sequence[int]) -> str:
-        """Return the text of a completion, up to the stop text if there is one in it."""
-        text = self._decoded(tokens[:-1] if tokens and tokens[-1] in self._ends else tokens)
-        return text[: min((place for stop in self._stop if (place := text.find(stop)) >= 0), default=len(text))]
-
-    def _decoded(self, tokens: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        for row, newest in enumerate(input_ids[:, -min(length, self._stopper.reach) :].tolist()):
+            if not self._stopper.lengths[row]:
+                self._hear(row, newest[-1])
+            self._stopper.see(row, newest, length)
+        return torch.tensor([done > 0 for done in self._stopper.lengths], device=input_ids.device)
 
 
 @opens("generator", "transformers", TransformersEngine)
 def open_transformers_generator(
     model: str, revision: str | None, engine: TransformersEngine, tokenizer: PreTrainedTokenizerBase
-) -> Generator:
+) -> TransformersGenerator:
     """Load the teacher and return its generator."""
     dtype = None if engine.dtype == "auto" else getattr(torch, engine.dtype)
     loaded = load_model(model, revision=revision, device=engine.device, dtype=dtype)
     return TransformersGenerator(loaded, tokenizer, engine, model)
-
-
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return the tokens that end a text: the tokenizer's, and those of the model's generation settings."""
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = own if isinstance(own, list) else [own]
-    return frozenset(int(token) for token in (*ends, tokenizer.eos_token_id) if token is not None)

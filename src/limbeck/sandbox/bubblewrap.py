@@ -1,40 +1,51 @@
-"""The default sandbox on Linux: a process with namespaces of its own, made by `bwrap`.
+"""The default sandbox on Linux: a warm server behind walls that `bwrap` made, and a process of its own for each program.
 
-Inside there is no network, no other process, no user but nobody, no environment, and of the machine's files only the
-interpreter, its standard library (without installed packages) and the system's shared libraries, all read-only. What
-can be written is one small temporary folder in memory, gone with the process. Resource limits are set inside, before
-the program runs. Killing `bwrap` kills everything in its process namespace.
+Behind the walls there is no network, no other process, no user but nobody, no environment, and of the machine's files
+only what `limbeck.sandbox.interpreter` shows, read-only. Each program then gets its own user, process, mount, IPC and UTS
+namespaces, its own small folder in memory, resource limits and a filter of system calls: see `limbeck.sandbox.inside`.
+Started by root, the server becomes nobody before it forks anything; started by an ordinary user, it is nobody in a user
+namespace of its own.
 
-docs/sandbox.md says what this does not do.
+docs/sandbox.md lists the attacks, what stops each, and what this does not do.
 """
 
+import os
+import platform
 import shutil
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from limbeck.errors import LimbeckError
 from limbeck.sandbox.contract import Call, Limits, Outcome
-from limbeck.sandbox.process import CANDIDATE, resource_limits, run_candidate
+from limbeck.sandbox.inside.seccomp import this_machine
+from limbeck.sandbox.interpreter import CODE, DEVICES, INSIDE, interpreter, start, visible
+from limbeck.sandbox.warm import Pool
 
-INSIDE = "/candidate.py"
-SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/lib32", "/etc/ld.so.cache")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
-PACKAGE_FOLDERS = ("site-packages", "dist-packages")
+OLDEST_KERNEL = (5, 14)  # the first that counts processes for each user namespace
 
 
 class BubblewrapSandbox:
-    """Runs each program in a fresh `bwrap` sandbox. Safe to use from several threads."""
+    """Runs each program in a fresh process of a warm server. Safe to use from several threads."""
 
     name = "bubblewrap"
 
+    def __init__(self, workers: int | None = None) -> None:
+        """Set it up; servers start when they are first needed.
+
+        Args:
+            workers: how many programs may run at once; one for each processor unless given.
+        """
+        self._pool = Pool(server_command, workers or len(os.sched_getaffinity(0)))
+
     def run(self, program: str, calls: Sequence[Call], limits: Limits = Limits()) -> list[Outcome]:  # noqa: B008 - frozen
         """Run `program` and make `calls`; see `Sandbox.run`."""
-        command = _command(limits)
-        return run_candidate(command, program, calls, limits, resource_limits(limits, processes=True), folder="/")
+        return self._pool.run(program, calls, limits)
+
+    def close(self) -> None:
+        """End the servers. They also end with this object, and with the process that made it."""
+        self._pool.close()
 
 
 @cache
@@ -45,78 +56,62 @@ def why_unavailable() -> str | None:
     binary = shutil.which("bwrap")
     if binary is None:
         return "bwrap is not installed; install the package `bubblewrap` (apt install bubblewrap)."
-    known = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False)
-    if "--disable-userns" not in known.stdout + known.stderr:
-        return f"{binary} is too old; install bubblewrap 0.8 or newer."
+    if this_machine() is None:
+        return f"there is no table of system calls for {platform.machine()}; x86_64 and aarch64 have one."
+    if tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < OLDEST_KERNEL:
+        return f"Linux {platform.release()} is too old; the walls need {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer."
+    trial = BubblewrapSandbox(workers=1)
     try:
-        BubblewrapSandbox().run("def one():\n    return 1\n", [Call("one")])
+        trial.run("def one():\n    return 1\n", [Call("one")])
     except LimbeckError as error:
         return f"{binary} cannot make a sandbox here: {error} Often unprivileged user namespaces are not allowed."
+    finally:
+        trial.close()
     return None
 
 
-def _command(limits: Limits) -> list[str]:
-    """Return the command up to the answer descriptor's number.
+def server_command(control: int) -> list[str]:
+    """Return the command that starts a server with its end of the control socket.
 
-    `/proc` is read-only because whoever starts this as root is still root to the kernel's settings in `/proc/sys`, and
-    `/` because it is memory that nothing else limits. Of devices there are only those that hold nothing.
+    Root makes the walls without a user namespace, since one that it makes would still map to root; all it keeps is the
+    right to become nobody, which is the first thing the server does. `/proc` is for the server, which hides it from
+    programs with the empty folder.
     """
-    namespaces = ["--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts"]
+    return [*walls(), *start("server"), str(control)]
+
+
+def walls() -> list[str]:
+    """Return the command up to the arguments of the interpreter."""
+    root = os.geteuid() == 0
+    user = ("--unshare-user", "--uid", "65534", "--gid", "65534")
+    rights = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
     return [
         shutil.which("bwrap") or "bwrap",
-        *namespaces,
-        "--unshare-cgroup-try",
-        "--disable-userns",
-        *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox"),
-        *("--cap-drop", "ALL", "--new-session", "--die-with-parent", "--clearenv"),
-        *_binds(),
-        *("--ro-bind", str(CANDIDATE), INSIDE),
-        *("--proc", "/proc", "--remount-ro", "/proc", "--dir", "/dev"),
+        *(() if root else user),
+        *("--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--as-pid-1"),
+        *("--hostname", "sandbox", "--cap-drop", "ALL", "--clearenv"),
+        *(rights if root else ()),
+        *_shown(),
+        *("--proc", "/proc", "--dir", "/empty", "--dir", "/tmp", "--dir", "/dev"),  # noqa: S108 - its own
         *(part for device in DEVICES for part in ("--dev-bind", device, device)),
-        *("--size", str(limits.file_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),  # noqa: S108 - its own
-        *(_interpreter(), "-I", "-S", "-B", INSIDE),
+        *("--remount-ro", "/", "--chdir", "/"),
+        interpreter(),
     ]
 
 
-@cache
-def _binds() -> tuple[str, ...]:
-    """Return the options that make the interpreter and its libraries visible, read-only."""
-    options: list[str] = []
-    shown: list[Path] = []
+def _shown() -> list[str]:
+    """Return the options that make files visible.
 
-    def show(path: Path) -> None:
-        if path.is_symlink() and path.parent == Path("/"):
-            options.extend(("--symlink", str(path.readlink()), str(path)))  # /lib -> usr/lib
-        elif path.exists() and not any(path.is_relative_to(folder) for folder in shown):
-            options.extend(("--ro-bind", str(path), str(path)))
-            shown.append(path)
-
-    for library in SYSTEM_LIBRARIES:
-        show(Path(library))
-    standard = {Path(sysconfig.get_path(name, vars={"base": _base(), "platbase": _base()})) for name in STANDARD}
-    for folder in sorted(standard):
-        show(folder)
-    library_folder = Path(sysconfig.get_config_var("LIBDIR") or "/")
-    for shared in (sysconfig.get_config_var("INSTSONAME"), sysconfig.get_config_var("LDLIBRARY")):
-        if shared and (library_folder / shared).is_file():
-            show(library_folder / shared)
-    show(Path(_interpreter()))
-    for folder in sorted({*standard, Path("/usr/lib/python3")}):
-        for packages in PACKAGE_FOLDERS:
-            if (folder / packages).is_dir():
-                options.extend(("--tmpfs", str(folder / packages), "--remount-ro", str(folder / packages)))
-    return tuple(options)
-
-
-STANDARD = ("stdlib", "platstdlib")
-
-
-def _base() -> str:
-    return sys.base_prefix
-
-
-@cache
-def _interpreter() -> str:
-    """Return the interpreter that a virtual environment stands on, as a real file."""
-    base = getattr(sys, "_base_executable", None) or sys.executable
-    return str(Path(base).resolve())
+    The folders above them are named too, since those that `bwrap` makes unasked are closed to everyone but root.
+    """
+    seen = visible()
+    inside = f"{CODE}/limbeck/sandbox/inside"
+    above = {str(folder): None for path in (*seen.paths, Path(inside)) for folder in reversed(path.parents)}
+    options = [part for folder in above if folder != "/" for part in ("--dir", folder)]
+    for path in seen.paths:
+        options += ["--ro-bind", str(path), str(path)]
+    for link in seen.links:
+        options += ["--symlink", str(link.readlink()), str(link)]
+    for folder in seen.hidden:
+        options += ["--tmpfs", str(folder), "--remount-ro", str(folder)]
+    return [*options, "--ro-bind", str(INSIDE), inside]

@@ -20,6 +20,10 @@ class UnsafeLocal:
 
     def run(self, program: str, calls: Sequence[Call], limits: Limits = Limits()) -> list[Outcome]:  # noqa: B008 - frozen
         """Run `program` and make `calls`; see `Sandbox.run`."""
-        command = [sys.executable, "-I", "-S", "-B", str(CANDIDATE)]
         with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
-            return run_candidate(command, program, calls, limits, resource_limits(limits, processes=False), folder)
+            resources = resource_limits(limits, processes=False)
+            return run_candidate(_command, program, calls, limits, resources, folder)
+
+
+def _command(answers: int) -> list[str]:
+    return [sys.executable, "-I", "-S", "-B", str(CANDIDATE), str(answers)]

@@ -2,10 +2,11 @@
 
 from limbeck.distill.recipe.data import DatasetSettings, DataSource
 from limbeck.distill.recipe.losses import LossSettings
+from limbeck.distill.recipe.model import DenseModel, PresetModel, QuantisationSettings
 from limbeck.distill.recipe.run import EvaluationSettings, LoraSettings, OptimizerSettings, Recipe
 from limbeck.distill.recipe.teacher import DatasetTeacher
 
 __all__ = [
-    "DataSource", "DatasetSettings", "DatasetTeacher", "EvaluationSettings", "LoraSettings", "LossSettings",
-    "OptimizerSettings", "Recipe",
+    "DataSource", "DatasetSettings", "DatasetTeacher", "DenseModel", "EvaluationSettings", "LoraSettings",
+    "LossSettings", "OptimizerSettings", "PresetModel", "QuantisationSettings", "Recipe",
 ]  # fmt: skip

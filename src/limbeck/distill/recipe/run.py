@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Discriminator, Field, model_validator
 from limbeck.distill.layers import AttentionRelationSettings, LayerMapping
 from limbeck.distill.recipe.data import DatasetSettings
 from limbeck.distill.recipe.losses import LossSettings
+from limbeck.distill.recipe.model import ModelSettings, PresetModel, QuantisationSettings
 from limbeck.distill.recipe.teacher import DatasetTeacher
 from limbeck.distill.teachers.settings import HfTeacher, MixedTeachers, RolloutSettings, ServedTeacher
 from limbeck.settings import Settings
@@ -25,12 +26,14 @@ class OptimizerSettings(Settings):
         weight_decay: of the hidden matrices, times the learning rate.
         momentum: of Muon's average.
         scaling: of Muon's updates: to the size of AdamW's, so that one rate serves both, or as it was published.
+        decay_until: the share of the run's steps after which the weight decay is 0.
     """
 
     kind: Literal["muon"] = "muon"
     weight_decay: float = Field(0.05, ge=0)
     momentum: float = Field(0.95, ge=0, lt=1)
     scaling: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    decay_until: float = Field(1.0, ge=0, le=1)
 
 
 class EvaluationSettings(Settings):
@@ -74,8 +77,8 @@ class Recipe(Settings):
 
     Attributes:
         project_name: what trackers (W&B and others) file the run under.
-        model: folder or repository of the student that training starts from.
-        model_revision: of the repository.
+        model: the student that training starts from: a folder or repository, a preset, or a dense model to convert.
+        model_revision: of the repository that `model` names.
         model_auto_class: the class of `transformers` that loads it; of a multimodal model the text path is trained.
         model_kwargs: what else that class is told, such as `attn_implementation` or `dtype`.
         trust_remote_code: run Python code from the student's repository.
@@ -94,6 +97,7 @@ class Recipe(Settings):
         frozen_modules: names of modules that are not trained.
         frozen_res: regular expressions; parameters whose names they match are not trained.
         lora: train adapters only.
+        quantisation: how the rounding of a ternary student sets in; absent: all of it from the first step on.
         optimizer: absent: what `training_args.optim` names.
         rollout: the student writes part of what it is trained on.
         evaluation: held-out rows.
@@ -101,7 +105,7 @@ class Recipe(Settings):
     """
 
     project_name: str = "limbeck"
-    model: str
+    model: ModelSettings
     model_revision: str | None = None
     model_auto_class: str = "AutoModelForCausalLM"
     model_kwargs: dict[str, Any] = Field(default_factory=dict)
@@ -124,10 +128,23 @@ class Recipe(Settings):
     frozen_modules: Names = ()
     frozen_res: Names = ()
     lora: LoraSettings | None = None
+    quantisation: QuantisationSettings | None = None
     optimizer: OptimizerSettings | None = None
     rollout: RolloutSettings | None = None
     evaluation: EvaluationSettings = EvaluationSettings()
     training_args: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def student_name(self) -> str:
+        """Return what messages call the student that training starts from."""
+        if isinstance(self.model, str):
+            return self.model
+        return self.model.preset if isinstance(self.model, PresetModel) else self.model.from_dense
+
+    @property
+    def tokenizer_source(self) -> str:
+        """Return the folder or repository of the student's tokenizer."""
+        return self.model.tokenizer if isinstance(self.model, PresetModel) else self.student_name
 
     @property
     def packs(self) -> bool:

@@ -4,7 +4,7 @@ Small scales alone don't hurt, because the codes don't depend on them; but a sca
 something shrinks all weights of a layer (weight decay without gradients, most often), and training stands still.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,6 +59,29 @@ class HealthMonitor:
         for name, layer in self._layers.items():
             self._remember(name, layer)
             self._first[name] = layer.codes()[1].mean().item()
+
+    def state(self, *, everything: bool = True) -> dict[str, Tensor]:
+        """Return what the next look compares with, by name: first scales, largest inputs; codes and weights.
+
+        Args:
+            everything: False leaves codes and weights out, which are the layers' own just behind a look.
+        """
+        found = {f"first/{name}": torch.tensor(scale, dtype=torch.float64) for name, scale in self._first.items()}
+        found |= {f"largest/{name}": value.cpu() for name, value in self._largest.items()}
+        if everything:
+            found |= {f"codes/{name}": value.cpu() for name, value in self._codes.items()}
+            found |= {f"weights/{name}": value.cpu() for name, value in self._weights.items()}
+        return found
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what `state` returned; what is not there is taken from the layers as they are."""
+        for name, layer in self._layers.items():
+            self._remember(name, layer)
+            if f"first/{name}" in state:
+                self._first[name] = state[f"first/{name}"].item()
+            for kept, label in ((self._codes, "codes"), (self._weights, "weights"), (self._largest, "largest")):
+                if f"{label}/{name}" in state:
+                    kept[name] = state[f"{label}/{name}"].to(layer.weight.device)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -54,6 +54,8 @@ def export(folder: Path, form: str, output: Path) -> Path:
 
 def _packed(student: LimbeckBitNetForCausalLM, folder: Path, output: Path) -> Path:
     save_packed(student, output)
+    if student.generation_config is not None:  # chat models end a turn with a token of their own
+        student.generation_config.save_pretrained(output)
     return _with_tokenizer(folder, output)
 
 
