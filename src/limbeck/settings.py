@@ -15,7 +15,6 @@ from pydantic_core import ErrorDetails
 
 from limbeck.errors import UserError
 
-
 MOST_LISTED = 40  # names in a message
 
 
@@ -102,7 +101,7 @@ def _place(node: Any, key: str, override: str) -> int:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return ` Did you mean 'x'?` for the known name closest to `name`, or a list of those that exist if it is short."""
+    """Return ` Did you mean 'x'?` for the known name closest to `name`, or a short list of those that exist."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
         return f" Did you mean {close[0]!r}?"
