@@ -89,7 +89,9 @@ def test_a_package_adds_its_own_engine() -> None:
     assert open_scorer("m", None, parse_engine({"engine": "test-own"}), tokenizer_of()) == "opened"
     from limbeck.engines.completions import open_generator
 
-    with pytest.raises(UserError, match=r"engine 'test-own' is no generator. These are: server, transformers, vllm"):
+    with pytest.raises(
+        UserError, match=r"engine 'test-own' is no generator. These are: packed, server, transformers, vllm"
+    ):
         open_generator("m", None, Own(), tokenizer_of())
     with pytest.raises(ValueError, match="registered twice"):
         opens("scorer", "test-own", Own)(open_own)

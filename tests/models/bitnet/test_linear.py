@@ -107,3 +107,15 @@ def test_bfloat16_neither_overflows_nor_strays() -> None:
 
 def test_inputs_of_zero_stay_zero() -> None:
     assert torch.equal(TernaryLinear(8, 4).eval()(torch.zeros(2, 8)), torch.zeros(2, 4))
+
+
+def test_weights_are_rounded_anew_behind_a_step_that_leaves_no_trace() -> None:
+    """FSDP2 gathers weights into the same storage, with the version of the tensor as it was."""
+    layer = TernaryLinear(8, 4).eval()
+    inputs = torch.randn(3, 8)
+    with torch.no_grad():
+        before = layer(inputs)
+        layer.train()
+        layer.weight.data.neg_()
+        layer.eval()
+        assert torch.equal(layer(inputs), -before)

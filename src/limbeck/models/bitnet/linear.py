@@ -72,6 +72,11 @@ class TernaryLinear(nn.Linear):
             return _Product.apply(inputs, self.weight, codes, gamma)
         return F.linear(self._blended_inputs(inputs), self._blended_weights().to(inputs.dtype))
 
+    def train(self, mode: bool = True) -> "TernaryLinear":
+        """Turn training on or off, and forget the rounded weights: a sharded layer's change without a trace."""
+        self._rounded = None
+        return super().train(mode)
+
     def codes(self) -> tuple[Tensor, Tensor]:
         """Return the layer's codes and scale; see `ternary_codes`."""
         return ternary_codes(self.weight.detach(), self.scale)

@@ -1,4 +1,4 @@
-"""Decodes with a packed student on a CPU: tokens in, final states and logits out, keys and values kept.
+"""Decodes with a packed student: tokens in, final states and logits out, keys and values kept.
 
     student = PackedStudent.load(folder)
     session = student.session()
@@ -45,37 +45,39 @@ class PackedStudent:
 
     Args:
         packed: what the folder holds.
-        products: its arithmetic; None: the fastest there is.
+        products: its arithmetic; None: the fastest there is on a CPU.
+        device: where it runs; on another than the CPU the products have to be Triton's.
 
     Raises:
         IntegrityError: there are codes that no weight has.
     """
 
-    def __init__(self, packed: PackedFile, products: Products | None = None) -> None:
+    def __init__(self, packed: PackedFile, products: Products | None = None, device: str = "cpu") -> None:
         self.config: LimbeckBitNetConfig = packed.config
         self.bytes = packed.bytes
         self.products = best_products() if products is None else products
-        tensors = packed.tensors
+        self.device = torch.device(device)
+        tensors = {name: tensor.to(self.device) for name, tensor in packed.tensors.items()}
         for name, tensor in tensors.items():
             if name.endswith(".codes") and bool((tensor & (tensor >> 1) & 0x55).any()):
                 raise IntegrityError(f"{name} holds a value that no weight has. Export the student again.")
-        self.blocks = [_block(packed, index) for index in range(self.config.num_hidden_layers)]
+        self.blocks = [_block(self.config, tensors, index) for index in range(self.config.num_hidden_layers)]
         self._table = tensors["model.embed_tokens.table"], tensors["model.embed_tokens.scales"]
         owner = "model.embed_tokens" if self.config.tie_word_embeddings else "lm_head"
         self._head = tensors[f"{owner}.table"], tensors[f"{owner}.scales"]
         self._norm = tensors["model.norm.weight"].clone()
         self._act: Callable[[Tensor], Tensor] = ACT2FN[self.config.hidden_act]
-        self._turns = _turns(self.config)
+        self._turns = _turns(self.config, self.device)
 
     @classmethod
-    def load(cls, folder: Path, products: Products | None = None) -> "PackedStudent":
+    def load(cls, folder: Path, products: Products | None = None, device: str = "cpu") -> "PackedStudent":
         """Return the student of a folder.
 
         Raises:
             UserError: there is none.
             IntegrityError: its file is not whole.
         """
-        return cls(read_packed(folder), products)
+        return cls(read_packed(folder), products, device)
 
     def session(self, capacity: int | None = None, dtype: torch.dtype = torch.float16) -> "Session":
         """Return a new session.
@@ -101,7 +103,7 @@ class PackedStudent:
         if not all(0 <= token < self.config.vocab_size for token in ids):
             raise UserError(f"token ids have to lie between 0 and {self.config.vocab_size - 1}.")
         table, scales = self._table
-        chosen = torch.tensor(ids, dtype=torch.int64)
+        chosen = torch.tensor(ids, dtype=torch.int64, device=self.device)
         return table[chosen].float() * scales[chosen, None]
 
 
@@ -116,7 +118,13 @@ class Session:
         self.capacity = capacity
         self.length = 0
         shape = (config.num_key_value_heads, capacity, config.width_of_head)
-        self.cache = [(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)) for _ in student.blocks]
+        self.cache = [
+            (
+                torch.zeros(shape, dtype=dtype, device=student.device),
+                torch.zeros(shape, dtype=dtype, device=student.device),
+            )
+            for _ in student.blocks
+        ]
 
     @torch.inference_mode()
     def read(self, ids: Sequence[int]) -> Tensor:
@@ -183,7 +191,8 @@ class Session:
         if tokens == 1:
             found = products.attend(queries[0].contiguous(), kept_keys, kept_values, until, width**-0.5, cap)
             return found.view(1, -1)
-        seen = torch.arange(until) <= torch.arange(self.length, until)[:, None]
+        places = torch.arange(until, device=self.student.device)
+        seen = places <= places[self.length :, None]
         return _attend_tile(queries, kept_keys[:, :until], kept_values[:, :until], seen, cap)
 
 
@@ -202,20 +211,20 @@ def _attend_tile(queries: Tensor, keys: Tensor, values: Tensor, seen: Tensor, ca
     return found[0].transpose(0, 1).reshape(tokens, heads * width)
 
 
-def _turns(config: LimbeckBitNetConfig) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+def _turns(config: LimbeckBitNetConfig, device: torch.device) -> Callable[[int, int], tuple[Tensor, Tensor]]:
     """Return what gives cosines and sines `[n, d]` for n positions from a first one on."""
-    turning = LlamaRotaryEmbedding(config)
-    nothing = torch.zeros(1)
+    turning = LlamaRotaryEmbedding(config).to(device)
+    nothing = torch.zeros(1, device=device)
 
     def turns(first: int, count: int) -> tuple[Tensor, Tensor]:
-        cosines, sines = turning(nothing, torch.arange(first, first + count).unsqueeze(0))
+        cosines, sines = turning(nothing, torch.arange(first, first + count, device=device).unsqueeze(0))
         return cosines[0], sines[0]
 
     return turns
 
 
-def _block(packed: PackedFile, index: int) -> _Block:
-    config, tensors, prefix = packed.config, packed.tensors, f"model.layers.{index}."
+def _block(config: LimbeckBitNetConfig, tensors: dict[str, Tensor], index: int) -> _Block:
+    prefix = f"model.layers.{index}."
     attended = config.num_attention_heads * config.width_of_head
 
     def layer(name: str, width: int) -> PackedLayer:
