@@ -44,7 +44,9 @@ def train_raw_text(
     """Train a student on raw text, by the KL to a teacher; stopped, the same command goes on at the last checkpoint."""
     given = {name: value for name, value in locals().items() if name not in ("settings",)}
     from limbeck.distill.raw_text import train_on_raw_text
+    from limbeck.pocket.places import resolve
     from limbeck.settings import validate_settings
 
+    given |= {"teacher": resolve(teacher), "student": resolve(student)}
     options = validate_settings(given, RawText, "train-raw-text")
     typer.echo(train_on_raw_text(options, tuple(settings or ())))

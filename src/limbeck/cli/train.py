@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,9 +22,10 @@ def train(
 ) -> None:
     """Train a student by a recipe; stopped, the same command goes on at the last checkpoint."""
     from limbeck.distill.recipe import Recipe
-    from limbeck.settings import load_settings
+    from limbeck.settings import read_yaml, validate_settings, with_overrides
 
-    loaded = load_settings(recipe, Recipe, settings or [])  # what is wrong with a recipe is said before torch is loaded
+    given = with_overrides(read_yaml(recipe), settings or [])
+    loaded = validate_settings(with_pocket(given), Recipe, str(recipe))  # torch is not loaded yet
     if verbose:
         import logging
 
@@ -38,6 +39,23 @@ def train(
     result = train_student(loaded)
     if os.environ.get("RANK", "0") == "0":  # torchrun starts this command once a process
         typer.echo(result.folder)
+
+
+def with_pocket(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe in which `pocket`, where a student or teacher is named, is the shipped teacher's folder."""
+    from limbeck.pocket.places import resolve
+
+    def named(section: Any) -> Any:
+        if isinstance(section, str):
+            return resolve(section)
+        if isinstance(section, list):
+            return [named(one) if isinstance(one, dict) else one for one in section]
+        if not isinstance(section, dict):
+            return section
+        keys = ("path", "tokenizer", "from_dense", "teachers")
+        return {key: named(value) if key in keys else value for key, value in section.items()}
+
+    return {key: named(value) if key in ("model", "teacher") else value for key, value in recipe.items()}
 
 
 def shown(plan: "Plan") -> str:
