@@ -17,6 +17,8 @@ BENCHMARKS = {
     "served": "benchmarks.served",
     "packed": "benchmarks.packed",
     "recipes": "benchmarks.recipes",
+    "ternary": "benchmarks.ternary",
+    "sandbox": "benchmarks.sandbox",
 }
 
 

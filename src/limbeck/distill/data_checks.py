@@ -71,15 +71,15 @@ def check_tokens(recipe: Recipe, begun: Start, digest: str, signals: Sequence[St
     for one in signals:
         if one.tokenizer_digest not in (None, digest):
             raise UserError(
-                f"model: {recipe.student_name}: this student's tokenizer ({digest[:12]}…) is not the one that {one.where} was "
-                f"captured with ({str(one.tokenizer_digest)[:12]}…). Train a student with the teacher's tokenizer "
-                "(limbeck tokenizer transplant makes one), or capture with the student's."
+                f"model: {recipe.student_name}: this student's tokenizer ({digest[:12]}…) is not the one that "
+                f"{one.where} was captured with ({str(one.tokenizer_digest)[:12]}…). Train a student with the "
+                "teacher's tokenizer (limbeck tokenizer transplant makes one), or capture with the student's."
             )
         padded = one.kind in LISTED and one.vocabulary < begun.vocabulary
         if isinstance(recipe.teacher, DatasetTeacher) and one.vocabulary != begun.vocabulary and not padded:
             raise UserError(
-                f"model: {recipe.student_name}: a vocabulary of {begun.vocabulary}, but the signals in {one.where} are over "
-                f"{one.vocabulary}. Choose another student, or resize it (resize_embeddings_to_multiple_of)."
+                f"model: {recipe.student_name}: a vocabulary of {begun.vocabulary}, but the signals in {one.where} "
+                f"are over {one.vocabulary}. Choose another student, or resize it (resize_embeddings_to_multiple_of)."
             )
 
 

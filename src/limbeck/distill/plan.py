@@ -19,8 +19,8 @@ from limbeck.distill.recipe import Recipe
 from limbeck.distill.rows import Rows, RowSet
 from limbeck.distill.sources import Stored
 from limbeck.distill.teachers.settings import HfTeacher, MixedTeachers
-from limbeck.distill.walk import BLOCK_LOGITS, CHUNK_LOGITS, DEVICE_BLOCKS, DEVICE_CHUNKS
 from limbeck.distill.ternary import ramp_of
+from limbeck.distill.walk import BLOCK_LOGITS, CHUNK_LOGITS, DEVICE_BLOCKS, DEVICE_CHUNKS
 from limbeck.engines.transformers import quiet
 
 EXACT = 4  # bytes of a float32

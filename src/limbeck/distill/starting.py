@@ -188,7 +188,8 @@ def freeze(model: nn.Module, recipe: Recipe) -> None:
         found = modules.get(name) or modules.get(f"{prefix}.{name}")
         if found is None:
             raise UserError(
-                f"frozen_modules.{index}: {recipe.student_name} has no module {name!r}.{nearest(name, _near(name, modules))}"
+                f"frozen_modules.{index}: {recipe.student_name} has no module {name!r}."
+                f"{nearest(name, _near(name, modules))}"
             )
         found.requires_grad_(False)
     for index, pattern in enumerate(recipe.frozen_res):
