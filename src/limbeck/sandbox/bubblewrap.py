@@ -1,16 +1,17 @@
-"""The default sandbox on Linux: a warm server behind walls that `bwrap` made, and a process of its own for each program.
+"""The default sandbox on Linux: a warm server behind walls that `bwrap` makes, and a process for each program.
 
 Behind the walls there is no network, no other process, no user but nobody, no environment, and of the machine's files
-only what `limbeck.sandbox.interpreter` shows, read-only. Each program then gets its own user, process, mount, IPC and UTS
-namespaces, its own small folder in memory, resource limits and a filter of system calls: see `limbeck.sandbox.inside`.
-Started by root, the server becomes nobody before it forks anything; started by an ordinary user, it is nobody in a user
-namespace of its own.
+only what `limbeck.sandbox.interpreter` shows, read-only. Each program then gets its own user, process, mount, IPC and
+UTS namespaces, its own small folder in memory, resource limits and a filter of system calls: see
+`limbeck.sandbox.inside`. Started by root, the server becomes nobody before it forks anything; started by an ordinary
+user, it is nobody in a user namespace of its own.
 
 docs/sandbox.md lists the attacks, what stops each, and what this does not do.
 """
 
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from limbeck.errors import LimbeckError
 from limbeck.sandbox.contract import Call, Limits, Outcome
 from limbeck.sandbox.inside.seccomp import this_machine
-from limbeck.sandbox.interpreter import CODE, DEVICES, INSIDE, interpreter, start, visible
+from limbeck.sandbox.interpreter import CODE, DEVICES, ENVIRONMENT, INSIDE, interpreter, start, visible
 from limbeck.sandbox.warm import Pool
 
 OLDEST_KERNEL = (5, 14)  # the first that counts processes for each user namespace
@@ -58,7 +59,7 @@ def why_unavailable() -> str | None:
         return "bwrap is not installed; install the package `bubblewrap` (apt install bubblewrap)."
     if this_machine() is None:
         return f"there is no table of system calls for {platform.machine()}; x86_64 and aarch64 have one."
-    if tuple(int(part) for part in platform.release().split("-")[0].split(".")[:2]) < OLDEST_KERNEL:
+    if tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2]) < OLDEST_KERNEL:
         return f"Linux {platform.release()} is too old; the walls need {OLDEST_KERNEL[0]}.{OLDEST_KERNEL[1]} or newer."
     trial = BubblewrapSandbox(workers=1)
     try:
@@ -90,6 +91,7 @@ def walls() -> list[str]:
         *(() if root else user),
         *("--unshare-pid", "--unshare-ipc", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try", "--as-pid-1"),
         *("--hostname", "sandbox", "--cap-drop", "ALL", "--clearenv"),
+        *(part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)),
         *(rights if root else ()),
         *_shown(),
         *("--proc", "/proc", "--dir", "/empty", "--dir", "/tmp", "--dir", "/dev"),  # noqa: S108 - its own

@@ -33,11 +33,11 @@ class Limits:
     Attributes:
         wall_seconds: from its start until everything it started is killed.
         cpu_seconds: processor time of each of its processes.
-        memory_bytes: address space of each of its processes.
+        memory_bytes: address space of each of its processes; with bubblewrap and docker also what all of them hold.
         file_bytes: size of each file it writes, and of everything in its temporary folder together.
         answer_bytes: length of all its answers as JSON.
         open_files: open file descriptors of each process.
-        processes: processes and threads at once; not enforced where the sandbox runs as root (see docs/sandbox.md).
+        processes: processes and threads at once.
     """
 
     wall_seconds: float = 10.0

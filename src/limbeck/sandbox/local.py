@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Sequence
 
 from limbeck.sandbox.contract import Call, Limits, Outcome
+from limbeck.sandbox.interpreter import ENVIRONMENT
 from limbeck.sandbox.process import CANDIDATE, resource_limits, run_candidate
 
 
@@ -22,8 +23,8 @@ class UnsafeLocal:
         """Run `program` and make `calls`; see `Sandbox.run`."""
         with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
             resources = resource_limits(limits, processes=False)
-            return run_candidate(_command, program, calls, limits, resources, folder)
+            return run_candidate(_command, program, calls, limits, resources, folder, environment=ENVIRONMENT)
 
 
 def _command(answers: int) -> list[str]:
-    return [sys.executable, "-I", "-S", "-B", str(CANDIDATE), str(answers)]
+    return [sys.executable, "-s", "-P", "-S", "-B", str(CANDIDATE), str(answers)]
