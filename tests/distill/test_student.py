@@ -204,3 +204,17 @@ def test_an_adapter_of_peft_is_the_sum(tmp_path: Path) -> None:
     head = head_of(adapted)
     torch.testing.assert_close(hidden @ head.weight.T, expected, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(head.weight, adapted.lm_head.get_base_layer().weight)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_recipe_decides_whether_losses_are_compiled(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def total_loss(*arguments: object, compiled: bool = False) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        told.append(compiled)
+        return torch.zeros(()), {}
+
+    monkeypatch.setattr("limbeck.distill.student.total_loss", total_loss)
+    terms = [Term.of(get_loss("cross_entropy"))]
+    DistilledStudent(tiny_student(), terms, needs_teacher=False, compiled=compiled)(collate(random_rows(1)), 1.0)
+    assert told == [compiled]

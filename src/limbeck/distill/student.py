@@ -36,6 +36,7 @@ class DistilledStudent(nn.Module):
         needs_teacher: whether any of them reads the teacher's signal.
         alignment: the losses on inner layers.
         evaluated: what is computed instead of `terms` and `alignment` in evaluation mode; None: the same.
+        compiled: whether losses over a whole vocabulary go through `torch.compile`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class DistilledStudent(nn.Module):
         needs_teacher: bool,
         alignment: Alignment | None = None,
         evaluated: Sequence[Term] | None = None,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.student = student
@@ -53,6 +55,7 @@ class DistilledStudent(nn.Module):
         self.terms = tuple(terms)
         self.evaluated = None if evaluated is None else tuple(evaluated)
         self.needs_teacher = needs_teacher
+        self.compiled = compiled
 
     def forward(
         self, batch: SignalBatch, denominator: Tensor | float, view: TeacherView | None = None
@@ -106,7 +109,7 @@ class DistilledStudent(nn.Module):
         counted_BT = batch.counted
         teacher = at(batch.signal, counted_BT) if self.needs_teacher and batch.signal is not None else None
         positions = Positions(hidden_BTD[counted_BT], batch.targets[counted_BT], teacher)
-        return total_loss(positions, head, terms, denominator)
+        return total_loss(positions, head, terms, denominator, compiled=self.compiled)
 
     @property
     def _no_split_modules(self) -> list[str]:

@@ -193,8 +193,9 @@ def _with_losses(checked: Checked, student: Any) -> DistilledStudent:
             force_projection=recipe.force_hidden_state_projection, seed=checked.arguments.values.seed,
         )  # fmt: skip
     return DistilledStudent(
-        student, outside, needs_teacher=checked.compares, alignment=alignment, evaluated=checked.evaluated or None
-    )
+        student, outside, needs_teacher=checked.compares, alignment=alignment, evaluated=checked.evaluated or None,
+        compiled=checked.recipe.compile_losses,
+    )  # fmt: skip
 
 
 @contextmanager

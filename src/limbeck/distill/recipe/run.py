@@ -97,6 +97,7 @@ class Recipe(Settings):
         frozen_modules: names of modules that are not trained.
         frozen_res: regular expressions; parameters whose names they match are not trained.
         lora: train adapters only.
+        compile_losses: losses over a whole vocabulary go through `torch.compile`.
         quantisation: how the rounding of a ternary student sets in; absent: all of it from the first step on.
         optimizer: absent: what `training_args.optim` names.
         rollout: the student writes part of what it is trained on.
@@ -128,6 +129,7 @@ class Recipe(Settings):
     frozen_modules: Names = ()
     frozen_res: Names = ()
     lora: LoraSettings | None = None
+    compile_losses: bool = False
     quantisation: QuantisationSettings | None = None
     optimizer: OptimizerSettings | None = None
     rollout: RolloutSettings | None = None
