@@ -1,18 +1,9 @@
 """Grading: a response against an item's typed answer, with the reason. A missing measurement is never credit."""
 
-from dataclasses import dataclass
-
 from limbeck.evaluate.answers import declared_answer
-from limbeck.evaluate.axes.registry import Item
+from limbeck.evaluate.items import Grade, Item, Response, Workbench
 
-
-@dataclass(frozen=True)
-class Grade:
-    """What a response is worth (0 or 1), what was read as its answer, and why."""
-
-    score: float
-    answer: str | None
-    reason: str
+__all__ = ["Grade", "by_answer", "grade"]
 
 
 def grade(item: Item, response: str) -> Grade:
@@ -23,3 +14,10 @@ def grade(item: Item, response: str) -> Grade:
     if item.answer.accepts(given):
         return Grade(1.0, given, "right")
     return Grade(0.0, given, f"expected {item.answer.written()}")
+
+
+def by_answer(item: Item, response: Response, bench: Workbench) -> Grade:
+    """Grade a response by its declared answer: the grader of every axis that names no other."""
+    if response.fault:
+        return Grade(0.0, None, response.fault)
+    return grade(item, response.text)

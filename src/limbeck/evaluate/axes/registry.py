@@ -4,35 +4,17 @@ An axis is a pure generator `(rng, difficulty) -> Item`. Everything random comes
 so an item is the same on every machine and for every `PYTHONHASHSEED`.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
 from limbeck.errors import UserError
-from limbeck.evaluate.answers import Answer
+from limbeck.evaluate.grading import by_answer
+from limbeck.evaluate.items import Grade, Grader, Item, Response, Workbench
 
-Generator = Callable[[Random, int], "Item"]
-
-
-@dataclass(frozen=True)
-class Item:
-    """One question with its gold answer.
-
-    Attributes:
-        prompt: what the model is asked, without any chat template.
-        answer: the typed gold answer.
-        operands: what makes this item this item, in canonical order (so that `3 + 4` and `4 + 3` are one): the key by
-            which items are held out. Empty: the prompt itself.
-    """
-
-    prompt: str
-    answer: Answer
-    operands: str = ""
-
-    @property
-    def key(self) -> str:
-        """Return what identifies the item's content."""
-        return self.operands or self.prompt
+Generator = Callable[[Random, int], Item]
+__all__ = ["Axis", "Generator", "Item", "Scale", "all_axes", "axis", "get_axis"]
 
 
 @dataclass(frozen=True)
@@ -47,12 +29,28 @@ class Scale:
 
 @dataclass(frozen=True)
 class Axis:
-    """A registered axis."""
+    """A registered axis.
+
+    Attributes:
+        name: as settings and results spell it.
+        generator: makes one item.
+        difficulty: its scale.
+        about: what it asks for, in one line.
+        story: the docstring of its module: what it measures, how, after whom, and what its difficulty counts.
+        grader: what a response is worth.
+        guess: expected score of the best responder that can't do the task, at default difficulty: where the axis' zero
+            lies.
+        tokens: longest response, in tokens.
+    """
 
     name: str
     generator: Generator
     difficulty: Scale
     about: str
+    story: str = ""
+    grader: Grader = by_answer
+    guess: float = 0.0
+    tokens: int = 512
 
     def draw(self, rng: Random, difficulty: int | None = None) -> Item:
         """Draw one item; `difficulty` defaults to the scale's default.
@@ -66,18 +64,35 @@ class Axis:
             raise UserError(f"axis {self.name}: difficulty {level} is outside {scale.low}..{scale.high} {scale.unit}.")
         return self.generator(rng, level)
 
+    def grade(self, item: Item, response: Response, bench: Workbench) -> Grade:
+        """Return what a response to an item of this axis is worth; one with a fault is worth nothing."""
+        if response.fault:
+            return Grade(0.0, None, response.fault)
+        return self.grader(item, response, bench)
+
 
 _AXES: dict[str, Axis] = {}
 
 
-def axis(name: str, *, difficulty: Scale) -> Callable[[Generator], Generator]:
-    """Register the decorated generator as the axis `name`; its docstring's first line says what it asks for."""
+def axis(
+    name: str, *, difficulty: Scale, grader: Grader = by_answer, guess: float = 0.0, tokens: int = 512
+) -> Callable[[Generator], Generator]:
+    """Register the decorated generator as the axis `name`; its docstring's first line says what it asks for.
+
+    Args:
+        name: of the axis.
+        difficulty: its scale.
+        grader: by default the declared answer's; see `limbeck.evaluate.grading`.
+        guess: see `Axis`.
+        tokens: longest response, in tokens.
+    """
 
     def register(generator: Generator) -> Generator:
         if name in _AXES:
             raise ValueError(f"axis {name} is registered twice")
         about = (generator.__doc__ or "").strip().splitlines()
-        _AXES[name] = Axis(name, generator, difficulty, about[0] if about else "")
+        story = (sys.modules[generator.__module__].__doc__ or "").strip()
+        _AXES[name] = Axis(name, generator, difficulty, about[0] if about else "", story, grader, guess, tokens)
         return generator
 
     return register
