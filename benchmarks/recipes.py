@@ -47,14 +47,9 @@ CODECS: dict[str, dict[str, Any]] = {
 class Budget:
     """How much is done for each seed."""
 
-    start_steps: int = 1500
-    start_batch: int = 64
-    start_texts: int = 4000
-    start_exercises: int = 60_000
-    start_rate: float = 4e-3
-    steps: int = 300
-    batch: int = 64
-    rate: float = 2e-3
+    start_steps: int = 400
+    steps: int = 150
+    batch: int = 32
     texts: int = 1600
     exercises: int = 8000
     excerpt: int = 300  # characters
@@ -63,10 +58,7 @@ class Budget:
     seeds: int = 3
 
 
-QUICK = Budget(
-    start_steps=6, start_batch=8, start_texts=12, start_exercises=60, steps=3, batch=8, texts=24, exercises=60,
-    items_a_family=2, seeds=2,
-)  # fmt: skip
+QUICK = Budget(start_steps=6, steps=3, batch=8, texts=24, exercises=60, items_a_family=2, seeds=2)
 
 
 def recipes(folder: Path) -> dict[str, dict[str, Any]]:
@@ -90,29 +82,28 @@ def recipes(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def write_data(path: Path, texts: int, exercises: int, budget: Budget, seed: int, label: str) -> None:
-    """Write excerpts and exercises as JSONL, in a random order; another label gives others."""
-    rng = derive_random(seed, "recipes", label)
+def write_data(path: Path, budget: Budget, seed: int) -> None:
+    """Write excerpts and exercises as JSONL, in a random order."""
+    rng = derive_random(seed, "recipes")
     documents, families = load_corpus().documents["train"], all_families()
     records: list[dict[str, str]] = []
-    for document in rng.choices(documents, weights=[len(one.text) for one in documents], k=texts):
+    for document in rng.choices(documents, weights=[len(one.text) for one in documents], k=budget.texts):
         start = document.text.rfind("\n", 0, rng.randrange(len(document.text))) + 1
         records.append({"document": document.path, "text": document.text[start : start + budget.excerpt]})
-    for index in range(exercises):
+    for index in range(budget.exercises):
         family = families[index % len(families)]
-        item = family.draw_for_training(derive_random(seed, "exercise", label, index))
+        item = family.draw_for_training(derive_random(seed, "exercise", index))
         records.append({"document": family.name, "prompt": item.prompt, "response": f"Answer: {item.answer.written()}"})
     rng.shuffle(records)
     write_text(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def train_student(
-    folder: Path, name: str, start: Path, change: dict[str, Any], steps: int, batch: int, rate: float, new_tokens: int,
-    seed: int,
-) -> Path:  # fmt: skip
+    folder: Path, name: str, start: Path, change: dict[str, Any], steps: int, budget: Budget, seed: int
+) -> Path:
     """Train one student, or find it trained."""
     if "rollout" in change:
-        change = {**change, "rollout": {**change["rollout"], "max_new_tokens": new_tokens}}
+        change = {**change, "rollout": {**change["rollout"], "max_new_tokens": budget.new_tokens}}
     recipe = {
         "project_name": "recipes",
         "model": str(start),
@@ -122,9 +113,9 @@ def train_student(
         "training_args": {
             "seed": seed,
             "max_steps": steps,
-            "per_device_train_batch_size": batch,
+            "per_device_train_batch_size": budget.batch,
             "train_sampling_strategy": "group_by_length",
-            "learning_rate": rate,
+            "learning_rate": 4e-3,
             "lr_scheduler_type": "linear",
             "warmup_steps": max(1, steps // 20),
             "save_strategy": "no",
@@ -139,8 +130,7 @@ def of_seed(work: Path, budget: Budget, seed: int) -> dict[str, Measurement]:
     """Train and measure all students of one seed."""
     folder = work / f"seed-{seed}"
     if not (folder / "text.jsonl").exists():
-        write_data(folder / "start.jsonl", budget.start_texts, budget.start_exercises, budget, seed, "start")
-        write_data(folder / "text.jsonl", budget.texts, budget.exercises, budget, seed, "recipes")
+        write_data(folder / "text.jsonl", budget, seed)
     for name, codec in CODECS.items():
         capture(
             CaptureRecipe(
@@ -156,16 +146,10 @@ def of_seed(work: Path, budget: Budget, seed: int) -> dict[str, Measurement]:
     if not (folder / "initial" / "config.json").exists():
         write_student(folder / "initial", seed)
     changes = recipes(folder)
-    hard = {**changes["hard labels"], "dataset": {"train_dataset": {"disk_path": str(folder / "start.jsonl")}}}
-    start = train_student(
-        folder, "start", folder / "initial", hard, budget.start_steps, budget.start_batch, budget.start_rate, 0, seed
-    )
+    start = train_student(folder, "start", folder / "initial", changes["hard labels"], budget.start_steps, budget, seed)
     measured = {START: measurement(folder, START, start, budget)}
     for name, change in changes.items():
-        student = train_student(
-            folder, name.replace(", ", "-"), start, change, budget.steps, budget.batch, budget.rate, budget.new_tokens,
-            seed,
-        )  # fmt: skip
+        student = train_student(folder, name.replace(", ", "-"), start, change, budget.steps, budget, seed)
         measured[name] = measurement(folder, name, student, budget)
         found = measured[name]
         print(f"seed {seed}, {name}: KL {found.divergences.kl.value:.4f}, right {found.overall.value:.1%}", flush=True)
